@@ -1,0 +1,103 @@
+"""Linear projection and cross-entropy in chunks: the vocabulary's logits never exist at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+IGNORE_INDEX = -100
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    *,
+    chunk_size: int,
+    ignore_index: int = IGNORE_INDEX,
+) -> Tensor:
+    """Sum of ``-log softmax(hidden W^T + b)[label]`` over the labelled rows.
+
+    Only rows whose label is not ``ignore_index`` are computed at all, ``chunk_size`` of them at a
+    time. The gradients ``dlogits = softmax - onehot`` are formed in the same sweep, so that the
+    backward pass only scales them: peak memory is one ``[chunk_size, V]`` block.
+
+    Source: the idea is that of Liger-Kernel's fused linear cross-entropy (arXiv:2410.10989).
+
+    Args:
+        hidden: ``[T, d]``.
+        weight: ``[V, d]``.
+        bias: ``[V]`` or ``None``.
+        labels: ``[T]`` int64; ``ignore_index`` marks rows without a loss.
+        chunk_size: rows whose logits are formed together; 0: all of them.
+        ignore_index: the label to skip.
+
+    Returns:
+        A scalar in fp32 (fp64 for fp64 inputs): the *sum*; divide by the number of labels for the
+        mean.
+    """
+    rows = (labels != ignore_index).nonzero().squeeze(-1)
+    total: Tensor = _LinearCrossEntropy.apply(
+        hidden[rows], weight, bias, labels[rows], chunk_size or max(1, rows.numel())
+    )
+    return total
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        chunk_size: int,
+    ) -> Tensor:
+        wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        device_type = hidden.device.type
+        compute = hidden.dtype
+        if torch.is_autocast_enabled(device_type):
+            compute = torch.get_autocast_dtype(device_type)
+        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.empty_like(hidden) if need_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=wide) if need_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and need_bias else None
+        total = torch.zeros((), dtype=wide, device=hidden.device)
+        with torch.autocast(device_type, enabled=False):
+            matrix = weight.to(compute)
+            for start in range(0, hidden.shape[0], chunk_size):
+                part = hidden[start : start + chunk_size].to(compute)
+                target = labels[start : start + chunk_size]
+                logits = F.linear(part, matrix).to(wide)
+                if bias is not None:
+                    logits += bias
+                logits = torch.log_softmax(logits, dim=-1)
+                total -= logits.gather(1, target.unsqueeze(1)).sum()
+                if not (need_hidden or need_weight or need_bias):
+                    continue
+                grad = logits.exp_()
+                grad[torch.arange(target.shape[0], device=target.device), target] -= 1.0
+                if grad_bias is not None:
+                    grad_bias += grad.sum(dim=0)
+                grad = grad.to(compute)
+                if grad_hidden is not None:
+                    grad_hidden[start : start + chunk_size] = (grad @ matrix).to(hidden.dtype)
+                if grad_weight is not None:
+                    grad_weight += grad.t() @ part
+        saved = (grad_hidden, grad_weight, grad_bias)
+        ctx.save_for_backward(*saved)
+        ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:
+        grads = (
+            None if saved is None else (saved * grad_total.to(saved.dtype)).to(dtype)
+            for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        )
+        return (*grads, None, None)

@@ -1,0 +1,181 @@
+"""Hash families: every token goes into one of ``nb`` buckets, once per round.
+
+Similar vectors should share a bucket; attention then only looks inside buckets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+HASH_FAMILIES = ("angular", "euclidean", "random")
+
+# Above this many buckets one arg-max over all of them costs more than two over the factors.
+_FACTORIZE_ABOVE = 128
+# Projections are formed for as many tokens at a time as keep this many numbers (32 MiB of fp32).
+_BLOCK_ELEMENTS = 1 << 23
+
+
+def choose_num_buckets(length: int, window: int) -> int:
+    """The largest power of two with ``nb * window <= length``: buckets for a sequence.
+
+    A bucket then holds between ``window`` and ``2 * window`` tokens on average, so that a window
+    covers most of its bucket while no window is wider than the bucket it looks at.
+
+    Args:
+        length: real tokens of the sequence.
+        window: tokens that one token may attend to in a round, ``W``.
+
+    Returns:
+        A power of two, at least 1 (one bucket: no hashing at all).
+    """
+    return 1 << max(0, (length // max(1, window)).bit_length() - 1)
+
+
+def factorize_buckets(num_buckets: int | Sequence[int]) -> tuple[int, ...]:
+    """Split a number of buckets into the factors that are hashed separately.
+
+    ``bucket = h_0 + b_0 * h_1`` with ``h_f`` in ``[0, b_f)`` needs ``b_0 + b_1`` projections
+    instead of ``b_0 * b_1``. A sequence is taken as it is; an integer above 128 that is a power of
+    two is split into two near-equal powers of two.
+
+    Raises:
+        ValueError: a factor is neither 1 nor even (each projection serves two buckets, its sign).
+    """
+    factors = (num_buckets,) if isinstance(num_buckets, int) else tuple(num_buckets)
+    if not factors or any(b < 1 or (b > 1 and b % 2) for b in factors):
+        raise ValueError(
+            f"`num_buckets` must be 1 or even, as must each of its factors, got {num_buckets!r}"
+        )
+    if len(factors) == 1 and factors[0] > _FACTORIZE_ABOVE and factors[0].bit_count() == 1:
+        bits = factors[0].bit_length() - 1
+        factors = (1 << (bits // 2), 1 << (bits - bits // 2))
+    return factors
+
+
+def angular_rotations(
+    num_heads: int,
+    head_size: int,
+    num_hashes: int,
+    factors: Sequence[int],
+    generator: torch.Generator,
+) -> Tensor:
+    """Gaussian projections of the angular hash.
+
+    Returns:
+        ``[H, D, R, sum(factors) / 2]`` fp32 on the CPU: the layout and the order of drawing of
+        transformers' Reformer, so that equal seeds give equal rotations.
+    """
+    columns = sum(b // 2 for b in factors)
+    shape = (num_heads, head_size, num_hashes, columns)
+    return torch.randn(shape, generator=generator, dtype=torch.float32)
+
+
+def _angular_block(vectors: Tensor, rotations: Tensor, factors: Sequence[int]) -> Tensor:
+    """Buckets ``[B, H, n, R]`` of ``[B, H, n, D]`` vectors under ``[H, D, R * cols]`` rotations."""
+    num_hashes = rotations.shape[2]
+    projected = torch.matmul(vectors, rotations.flatten(2)).unflatten(-1, (num_hashes, -1))
+    buckets: Tensor | None = None
+    start, stride = 0, 1
+    for size in factors:
+        half = size // 2
+        part = projected[..., start : start + half]
+        # argmax([p; -p]) without forming the concatenation: the largest |p|, then its sign.
+        largest, index = part.abs().max(dim=-1, keepdim=True)
+        negative = part.gather(-1, index) != largest
+        hashed = (index + half * negative).squeeze(-1) * stride
+        buckets = hashed if buckets is None else buckets + hashed
+        start, stride = start + half, stride * size
+    if buckets is None:
+        raise ValueError("`factors` must name at least one factor, got none")
+    return buckets
+
+
+def _euclidean_block(
+    vectors: Tensor, directions: Tensor, offsets: Tensor, width: float, num_buckets: int
+) -> Tensor:
+    """Buckets ``[B, H, n, R]``: ``floor((x . a + u) / width) mod nb``."""
+    projected = torch.matmul(vectors, directions)
+    return torch.floor((projected + offsets) / width).to(torch.int64).remainder(num_buckets)
+
+
+@torch.no_grad()
+def hash_vectors(
+    vectors: Tensor,
+    *,
+    num_hashes: int,
+    num_buckets: int | Sequence[int],
+    generator: torch.Generator,
+    family: str = "angular",
+    bucket_width: float = 1.0,
+    positions: Tensor | None = None,
+) -> Tensor:
+    """Assign every vector to one bucket per round.
+
+    * ``angular``: ``argmax([xR; -xR])`` with a Gaussian ``R``. Vectors at a small angle collide.
+      Source: Andoni et al. 2015 (arXiv:1509.02897); Reformer, section 2 (arXiv:2001.04451).
+    * ``euclidean``: ``floor((x . a + u) / width) mod nb``, the p-stable scheme. Source: Datar et
+      al. 2004, "Locality-sensitive hashing scheme based on p-stable distributions".
+    * ``random``: a bucket drawn for each position, independent of the content: the baseline
+      against which the other two are worth their cost.
+
+    Always computed in fp32, whatever the model's dtype: rounding flips an arg-max.
+
+    Args:
+        vectors: ``[B, H, N, D]``, any floating dtype.
+        num_hashes: rounds, ``R``.
+        num_buckets: ``nb``, or its factors (see :func:`factorize_buckets`).
+        generator: source of the projections; a CPU generator gives the same draws everywhere.
+        family: one of ``HASH_FAMILIES``.
+        bucket_width: width of a Euclidean bucket, in units of the vectors.
+        positions: ``[B, N]`` int64, the position of each token (``random`` only; default
+            ``0 .. N-1``), so that padding does not move the draw of a token.
+
+    Returns:
+        ``[B, H, R, N]`` int64 in ``[0, nb)``.
+
+    Raises:
+        ValueError: unknown family, or a bucket count that cannot be hashed.
+    """
+    batch, heads, length, head_size = vectors.shape
+    factors = factorize_buckets(num_buckets)
+    total = math.prod(factors)
+    if family not in HASH_FAMILIES:
+        raise ValueError(f"`family` must be one of {HASH_FAMILIES}, got {family!r}")
+    if total == 1:
+        return vectors.new_zeros((batch, heads, num_hashes, length), dtype=torch.int64)
+    device = vectors.device
+    if family == "random":
+        table = torch.randint(0, total, (length, heads, num_hashes), generator=generator)
+        table = table.to(device)
+        if positions is None:
+            return table.permute(1, 2, 0).expand(batch, -1, -1, -1)
+        return table[positions].permute(0, 2, 3, 1)
+
+    with torch.autocast(device.type, enabled=False):
+        if family == "angular":
+            # Factors of one bucket contribute nothing and have no projection.
+            hashed_factors = tuple(b for b in factors if b > 1)
+            rotations = angular_rotations(
+                heads, head_size, num_hashes, hashed_factors, generator
+            ).to(device)
+            columns = rotations.shape[2] * rotations.shape[3]
+        else:
+            directions = torch.randn((heads, head_size, num_hashes), generator=generator).to(device)
+            offsets = torch.rand((heads, 1, num_hashes), generator=generator).to(device)
+            columns = num_hashes
+        buckets = torch.empty((batch, heads, num_hashes, length), dtype=torch.int64, device=device)
+        block = max(1, _BLOCK_ELEMENTS // max(1, batch * heads * columns))
+        for start in range(0, length, block):
+            part = vectors[:, :, start : start + block].float()
+            if family == "angular":
+                hashed = _angular_block(part, rotations, hashed_factors)
+            else:
+                hashed = _euclidean_block(
+                    part, directions, offsets * bucket_width, bucket_width, total
+                )
+            buckets[..., start : start + block] = hashed.transpose(2, 3)
+    return buckets

@@ -1,0 +1,183 @@
+"""LSH attention: hash, sort, attend within windows, merge the rounds (Reformer, section 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reformer_hf.ops.hashing import choose_num_buckets, factorize_buckets, hash_vectors
+from reformer_hf.ops.padding import Padding
+from reformer_hf.ops.seeds import cpu_generator
+from reformer_hf.ops.sorting import BucketOrder, sort_by_bucket
+from reformer_hf.ops.windowed_attention import (
+    AttentionWindow,
+    WindowedAttentionCall,
+    windowed_attention,
+)
+from reformer_hf.ops.windowed_attention.reference import attention_weights
+
+
+def buckets_for_length(length: int, window: AttentionWindow) -> int:
+    """Buckets for a sequence of ``length`` real tokens, if the user named no number.
+
+    ``window`` pattern: about ``N / W`` (:func:`~reformer_hf.ops.hashing.choose_num_buckets`).
+    ``chunk`` pattern: about ``2 N / C``, the rule of transformers' Reformer.
+    """
+    if window.pattern == "chunk":
+        return choose_num_buckets(2 * -(-length // window.chunk_length), 1)
+    return choose_num_buckets(length, max(window.before, window.after))
+
+
+@torch.no_grad()
+def hash_tokens(
+    vectors: Tensor,
+    *,
+    num_hashes: int,
+    num_buckets: int | Sequence[int] | None,
+    window: AttentionWindow,
+    hash_seed: int,
+    hash_family: str = "angular",
+    bucket_width: float = 1.0,
+    padding: Padding | None = None,
+) -> Tensor | None:
+    """Buckets of all tokens; padding gets the sentinel bucket above all others.
+
+    Every row is hashed with the number of buckets for *its* real tokens, so that neither padding
+    nor the other rows of a batch change anything.
+
+    Returns:
+        ``[B, H, R, N]`` int64, or ``None`` if every row has one bucket or one chunk: then there is
+        nothing to hash, and all rounds would be alike.
+    """
+    batch, _, length, _ = vectors.shape
+    if window.pattern == "chunk" and length <= window.chunk_length:
+        return None
+    if num_buckets is None:
+        lengths = padding.lengths if padding is not None else (length,) * batch
+        per_row = [factorize_buckets(buckets_for_length(n, window)) for n in lengths]
+    else:
+        per_row = [factorize_buckets(num_buckets)] * batch
+    if all(_count(factors) == 1 for factors in per_row):
+        return None
+
+    positions = padding.positions() if padding is not None else None
+
+    def hashed(rows: slice | list[int], factors: tuple[int, ...]) -> Tensor:
+        return hash_vectors(
+            vectors[rows],
+            num_hashes=num_hashes,
+            num_buckets=factors,
+            generator=cpu_generator(hash_seed),
+            family=hash_family,
+            bucket_width=bucket_width,
+            positions=None if positions is None else positions[rows],
+        )
+
+    kinds = sorted(set(per_row))
+    if len(kinds) == 1:
+        buckets = hashed(slice(None), kinds[0])
+    else:
+        buckets = vectors.new_empty(
+            (batch, vectors.shape[1], num_hashes, length), dtype=torch.int64
+        )
+        for factors in kinds:
+            rows = [i for i, own in enumerate(per_row) if own == factors]
+            buckets[rows] = hashed(rows, factors)
+    if padding is not None:
+        sentinel = max(_count(factors) for factors in per_row)
+        buckets = torch.where(padding.real[:, None, None, :], buckets, sentinel)
+    return buckets
+
+
+def _count(factors: Sequence[int]) -> int:
+    product = 1
+    for b in factors:
+        product *= b
+    return product
+
+
+def padding_order(padding: Padding | None) -> BucketOrder | None:
+    """The order of the sequence with padding moved behind, shared by all heads (one round)."""
+    if padding is None:
+        return None
+    return sort_by_bucket((~padding.real).to(torch.int64)[:, None, None, :])
+
+
+def _order(query_key: Tensor, **arguments: Any) -> tuple[BucketOrder | None, Tensor | None]:
+    """The sorted order of the tokens, and which of them are real."""
+    padding: Padding | None = arguments["padding"]
+    buckets = hash_tokens(query_key, **arguments)
+    if buckets is not None:
+        order: BucketOrder | None = sort_by_bucket(buckets)
+    else:
+        # Chunks are cut in the sequence itself, padding included; windows count real tokens.
+        order = None if arguments["window"].pattern == "chunk" else padding_order(padding)
+    return order, padding.real if padding is not None else None
+
+
+def lsh_attention(
+    query_key: Tensor,
+    value: Tensor,
+    *,
+    window: AttentionWindow,
+    num_hashes: int,
+    hash_seed: int,
+    num_buckets: int | Sequence[int] | None = None,
+    hash_family: str = "angular",
+    bucket_width: float = 1.0,
+    padding: Padding | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Attention among tokens that hash alike, with shared queries and keys.
+
+    1. Hash every vector into one of ``nb`` buckets, ``R`` times.
+    2. Sort by bucket and position, per round.
+    3. Attend to the tokens within the window of the sorted order; keys are normalised queries, and
+       a token sees itself only if it sees nothing else.
+    4. Merge the rounds by their ``lse``.
+
+    Cost ``O(R N (W + C))`` and a sort per round. Source: Reformer, section 2 (arXiv:2001.04451).
+
+    Args:
+        query_key: ``[B, H, N, D]`` shared queries and keys.
+        value: ``[B, H, N, D]``.
+        window: who sees whom (its ``exclude_self`` should be true).
+        num_hashes: rounds, ``R``.
+        hash_seed: seed of the projections; equal seeds hash equal vectors alike.
+        num_buckets: ``nb`` or its factors; ``None``: chosen from the real length of each row.
+        hash_family: see :func:`~reformer_hf.ops.hashing.hash_vectors`.
+        bucket_width: width of a Euclidean bucket.
+        padding: which tokens are real; ``None`` if all are.
+        backend: see :func:`~reformer_hf.ops.windowed_attention.windowed_attention`.
+
+    Returns:
+        Output ``[B, H, N, D]`` and ``lse`` ``[B, H, N]``.
+    """
+    order, real = _order(
+        query_key,
+        num_hashes=num_hashes,
+        num_buckets=num_buckets,
+        window=window,
+        hash_seed=hash_seed,
+        hash_family=hash_family,
+        bucket_width=bucket_width,
+        padding=padding,
+    )
+    return windowed_attention(
+        query_key, None, value, order, window=window, real=real, backend=backend
+    )
+
+
+def lsh_attention_weights(query_key: Tensor, value: Tensor, **arguments: Any) -> Tensor:
+    """The matrix ``[B, H, N, N]`` with ``lsh_attention(..)[0] = weights @ value``.
+
+    Takes the arguments of :func:`lsh_attention` but ``backend``; dense, for short sequences.
+    """
+    order, real = _order(query_key, **arguments)
+    call = WindowedAttentionCall(
+        query_key, None, value, order, real, arguments["window"], scale=1.0
+    )
+    return attention_weights(call)

@@ -1,0 +1,42 @@
+"""Which tokens are real: the attention mask, read once per forward pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Padding:
+    """A batch in which at least one token is padding.
+
+    A batch without padding is represented by ``None``, so that the common case costs nothing.
+
+    Attributes:
+        real: ``[B, N]`` bool, true where a token is real.
+        lengths: real tokens of each row, as Python integers.
+    """
+
+    real: Tensor
+    lengths: tuple[int, ...]
+
+    @staticmethod
+    def from_attention_mask(attention_mask: Tensor | None) -> Padding | None:
+        """Read a ``[B, N]`` mask (1 or true: real, 0 or false: padding); one device sync.
+
+        Returns:
+            ``None`` if the mask is ``None`` or holds no padding.
+        """
+        if attention_mask is None:
+            return None
+        real = attention_mask != 0
+        lengths = tuple(int(n) for n in real.sum(dim=1).tolist())
+        if all(n == real.shape[1] for n in lengths):
+            return None
+        return Padding(real, lengths)
+
+    def positions(self) -> Tensor:
+        """``[B, N]`` int64: how many real tokens stand before each token (padding: the nearest)."""
+        return (self.real.to(torch.int64).cumsum(dim=1) - 1).clamp_(min=0)

@@ -1,0 +1,75 @@
+"""Sorting tokens by bucket, and the way back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class BucketOrder:
+    """The order of tokens after sorting by bucket, one permutation per round.
+
+    ``H'`` and ``B'`` are ``H`` and ``B``, or 1 where heads or rows share the order.
+
+    Attributes:
+        order: ``[B', H', R, N]`` int64; ``order[.., s]`` is the token at sorted slot ``s``.
+        rank: ``[B', H', R, N]`` int64; ``rank[.., i]`` is the sorted slot of token ``i``
+            (the inverse permutation of ``order``).
+        bucket: ``[B', H', R, N]`` int64; the bucket of token ``i``.
+    """
+
+    order: Tensor
+    rank: Tensor
+    bucket: Tensor
+
+    @property
+    def num_hashes(self) -> int:
+        """Rounds, ``R``."""
+        return self.order.shape[2]
+
+
+@torch.no_grad()
+def sort_by_bucket(buckets: Tensor) -> BucketOrder:
+    """Sort tokens by ``(bucket, position)``.
+
+    The key ``bucket * N + position`` has no ties, so the order is the same on every device.
+
+    Args:
+        buckets: ``[B, H, R, N]`` int64, not negative. Padding belongs in a bucket above all real
+            ones: it then sorts last and shares a bucket with no real token.
+
+    Returns:
+        The order, its inverse, and the buckets.
+    """
+    length = buckets.shape[-1]
+    position = torch.arange(length, device=buckets.device)
+    order = (buckets * length + position).sort(dim=-1).values.remainder_(max(1, length))
+    return BucketOrder(order, invert_permutation(order), buckets)
+
+
+def identity_order(length: int, device: torch.device) -> BucketOrder:
+    """The order of the sequence itself: one round, one bucket, shared by all rows and heads."""
+    slots = torch.arange(length, device=device).view(1, 1, 1, length)
+    return BucketOrder(slots, slots, torch.zeros_like(slots))
+
+
+def invert_permutation(order: Tensor) -> Tensor:
+    """The inverse along the last dimension: ``inverse[order[s]] = s``; ``[.., N]`` int64."""
+    slots = torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, slots)
+
+
+def spaced_rank(order: BucketOrder, spacing: int) -> Tensor:
+    """Ranks with a gap of ``spacing`` between buckets: ``rank + spacing * bucket``.
+
+    Two tokens of one bucket keep their distance in rank; two tokens of different buckets are more
+    than ``spacing`` apart. "In the same bucket and at most ``W <= spacing`` slots apart" is then
+    one subtraction and one comparison.
+
+    Returns:
+        ``[B', H', R, N]`` int64, indexed by token.
+    """
+    return order.rank + order.bucket * spacing

@@ -1,0 +1,347 @@
+"""LSH attention in vectorised PyTorch: the default on a CPU, and it runs on any accelerator.
+
+No ``N x N`` tensor is formed. The sorted tokens of a row and head are cut into tiles of ``C``
+queries, and the keys of a tile are read through an overlapping strided view of the gathered keys,
+so that the look-back is not copied. Work proceeds in groups of tiles whose scores stay in the
+processor's cache.
+
+The backward pass is written by hand from ``q, k, v, o, lse`` and the order (nothing else is kept):
+with ``lse`` merged over the rounds,
+
+    ``P = exp(S - lse)``, ``dV = P^T dO``, ``dP = dO V^T``, ``dS = P * (dP - rowsum(dO * O))``,
+
+per round, summed over rounds; then through the normalisation of the keys. Nothing is propagated
+through the merge of the rounds or the hash. Source: FlashAttention-2, section 3 (arXiv:2307.08691),
+applied to the union of the rounds' windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reformer_hf.ops.windowed_attention.call import (
+    WindowedAttentionCall,
+    inverse_key_norm,
+)
+from reformer_hf.ops.windowed_attention.dropout import keep_mask, key_codes, query_codes
+from reformer_hf.ops.windowed_attention.slots import Pass, SlotLayout
+
+# Scores formed at a time: 2 MiB in fp32, about the level-2 caches of two cores.
+_SCORE_ELEMENTS = 1 << 19
+# Stands in for minus infinity where minus infinity would be subtracted from itself.
+_FLOOR = -1e30
+
+
+def unsupported(call: WindowedAttentionCall) -> str | None:
+    """Why this backend cannot serve the call: never; it runs on every device and dtype."""
+    del call
+    return None
+
+
+def run(call: WindowedAttentionCall) -> tuple[Tensor, Tensor]:
+    """Output ``[B, H, N, D]`` and merged ``lse`` ``[B, H, N]`` (not differentiable)."""
+    out, lse = _TorchWindowedAttention.apply(call.query, call.key, call.value, call)
+    return out, lse
+
+
+def _rows(x: Tensor) -> Tensor:
+    """``[B, H, N, D]`` as rows ``[B N H, D]``; free where heads were split from a projection."""
+    return x.transpose(1, 2).reshape(-1, x.shape[-1])
+
+
+def _like_heads(rows: Tensor, x: Tensor) -> Tensor:
+    """The inverse of :func:`_rows`, for rows in the shape of ``x``."""
+    batch, heads, length, _ = x.shape
+    return rows.view(batch, length, heads, -1).transpose(1, 2)
+
+
+class _Slices:
+    """Groups of rows-and-heads, and where their tokens lie among :func:`_rows`."""
+
+    def __init__(self, query: Tensor, layout: SlotLayout) -> None:
+        batch, heads, length, _ = query.shape
+        device = query.device
+        first_row = torch.arange(batch, device=device).view(-1, 1) * (length * heads)
+        self._first = (first_row + torch.arange(heads, device=device)).view(-1, 1)
+        self._stride = heads
+        self._count = batch * heads
+        self._size = max(1, _SCORE_ELEMENTS // (layout.slots * layout.num_keys))
+        self._tiles_at_once = max(1, _SCORE_ELEMENTS // (layout.tile * layout.num_keys))
+        self._num_tiles = layout.num_tiles
+
+    def groups(self) -> Iterator[tuple[int, int]]:
+        """Ranges of slices that are processed together."""
+        for start in range(0, self._count, self._size):
+            yield start, min(start + self._size, self._count)
+
+    def tiles(self) -> Iterator[tuple[int, int]]:
+        """Ranges of tiles that are processed together."""
+        for first in range(0, self._num_tiles, self._tiles_at_once):
+            yield first, min(first + self._tiles_at_once, self._num_tiles)
+
+    def rows(self, start: int, stop: int, token: Tensor) -> Tensor:
+        """Row numbers ``[G, ..]`` of the tokens ``[G or 1, ..]`` of the slices ``start:stop``."""
+        return self._first[start:stop] + token * self._stride
+
+
+def _gather(rows: Tensor, index: Tensor) -> Tensor:
+    return rows.index_select(0, index.reshape(-1)).view(*index.shape, -1)
+
+
+def _take_slots(x: Tensor, slot_of_token: Tensor) -> Tensor:
+    """``[G, L, ..]`` by slot into ``[G, copies, N, ..]`` by token."""
+    group, slots = x.shape[:2]
+    first = torch.arange(group, device=x.device).view(-1, 1, 1) * slots
+    index = first + slot_of_token
+    return x.reshape(group * slots, -1).index_select(0, index.view(-1)).view(*index.shape, -1)
+
+
+class _Kernel:
+    """The two walks over all tiles, forward and backward, of one call."""
+
+    def __init__(self, call: WindowedAttentionCall) -> None:
+        self.call = call
+        self.window = call.window
+        self.layout = SlotLayout(call)
+        self.slices = _Slices(call.query, self.layout)
+        self.wide = torch.float64 if call.query.dtype == torch.float64 else torch.float32
+        self.query_rows = _rows(call.query)
+        self.key_rows = None if call.key is None else _rows(call.key)
+        self.value_rows = _rows(call.value)
+
+    def _load(self, part: Pass, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Sorted scaled queries ``[G, L, D]``, keys and values ``[G, P, D]``."""
+        layout = self.layout
+        key_index = self.slices.rows(start, stop, part.key_token)
+        value = _gather(self.value_rows, key_index)
+        if self.key_rows is None:
+            shared = _gather(self.query_rows, key_index)
+            query = shared[:, layout.before : layout.before + layout.slots]
+            wide = shared.to(self.wide)
+            key = (wide * inverse_key_norm(wide)).to(shared.dtype)
+        else:
+            query = _gather(self.query_rows, self.slices.rows(start, stop, part.query_token))
+            key = _gather(self.key_rows, key_index)
+        if self.call.scale != 1.0:
+            query = query * self.call.scale
+        return query, key, value
+
+    def _queries(self, x: Tensor, g: int, first: int, last: int) -> Tensor:
+        """Query slots of one slice as tiles ``[T', C, D]``."""
+        tile = self.layout.tile
+        return x[g, first * tile : last * tile].unflatten(0, (last - first, tile))
+
+    def _keys(self, x: Tensor, g: int, first: int, last: int) -> Tensor:
+        """Key slots of one slice as overlapping tiles ``[T', K, D]``, a view."""
+        tile, row = self.layout.tile, x.shape[-1]
+        return x[g].as_strided(
+            (last - first, self.layout.num_keys, row),
+            (tile * row, row, 1),
+            x[g].storage_offset() + first * tile * row,
+        )
+
+    def _tile_products(self, query: Tensor, key: Tensor, first: int, last: int) -> Tensor:
+        """``[G, T', C, K]`` products of query slots with the key slots around them."""
+        group = query.shape[0]
+        shape = (group, last - first, self.layout.tile, self.layout.num_keys)
+        products = query.new_empty(shape)
+        for g in range(group):
+            queries = self._queries(query, g, first, last)
+            keys = self._keys(key, g, first, last)
+            torch.bmm(queries, keys.transpose(1, 2), out=products[g])
+        return products.to(self.wide)
+
+    def _keep(self, part: Pass, start: int, stop: int, first: int, last: int) -> Tensor:
+        """Which pairs of the tiles survive dropout, ``[G, T', C, K]`` bool."""
+        seed, layout = self.window.dropout_seed, self.layout
+        slices = torch.arange(start, stop, device=part.key_token.device).unsqueeze(-1)
+        query = query_codes(seed, slices, part.query_round, part.query_token)
+        key = key_codes(seed, part.key_token)
+        return keep_mask(
+            layout.query_tiles(query, first, last),
+            layout.key_tiles(key, first, last),
+            self.window.dropout,
+        )
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Rows of the output ``[B N H, D]`` and ``lse`` ``[B, H, N]``."""
+        call, layout = self.call, self.layout
+        batch, heads, length, _ = call.query.shape
+        out_rows = torch.empty_like(self.value_rows)
+        lse = torch.empty((batch * heads, length), dtype=self.wide, device=call.query.device)
+        tokens = torch.arange(length, device=call.query.device)
+        for start, stop in self.slices.groups():
+            parts = [
+                self._forward_pass(layout.build(index, start, stop), start, stop)
+                for index in range(layout.num_passes)
+            ]
+            out = torch.cat([o for o, _ in parts], dim=1)
+            round_lse = torch.cat([s for _, s in parts], dim=1)
+            merged = round_lse.logsumexp(dim=1) if round_lse.shape[1] > 1 else round_lse[:, 0]
+            lse[start:stop] = merged
+            if round_lse.shape[1] > 1:
+                weight = torch.exp(round_lse - merged.clamp(min=_FLOOR).unsqueeze(1))
+                out = (out * weight.unsqueeze(-1)).sum(dim=1)
+            rows = self.slices.rows(start, stop, tokens.view(1, -1))
+            out_rows[rows.view(-1)] = out.reshape(-1, out.shape[-1]).to(out_rows.dtype)
+        return out_rows, lse.view(batch, heads, length)
+
+    def _forward_pass(self, part: Pass, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Output ``[G, copies, N, D]`` and ``lse`` ``[G, copies, N]`` of one pass."""
+        layout = self.layout
+        query, key, value = self._load(part, start, stop)
+        group, row = query.shape[0], value.shape[-1]
+        out = torch.empty((group, layout.slots, row), dtype=self.wide, device=query.device)
+        lse = torch.empty((group, layout.slots), dtype=self.wide, device=query.device)
+        for first, last in self.slices.tiles():
+            scores = self._tile_products(query, key, first, last)
+            layout.mask_scores_(scores, part, first, last)
+            highest = scores.amax(dim=-1, keepdim=True).clamp_(min=_FLOOR)
+            weights = scores.sub_(highest).exp_()
+            total = weights.sum(dim=-1, keepdim=True)
+            if self.window.dropout > 0.0:
+                weights *= self._keep(part, start, stop, first, last)
+                weights *= 1.0 / (1.0 - self.window.dropout)
+            weights = weights.to(value.dtype)
+            slots = slice(first * layout.tile, last * layout.tile)
+            lse[:, slots] = (highest + total.log()).flatten(1)
+            scale = total.clamp_(min=1e-30).reciprocal_().flatten(1, 2)
+            for g in range(group):
+                mixed = torch.bmm(weights[g], self._keys(value, g, first, last))
+                torch.mul(mixed.flatten(0, 1), scale[g], out=out[g, slots])
+        copies = part.slot_of_token
+        return _take_slots(out, copies), _take_slots(lse, copies).squeeze(-1)
+
+    def backward(
+        self, grad_rows: Tensor, out_rows: Tensor, lse: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Rows of the gradients of query, key (unless shared) and value."""
+        call, layout = self.call, self.layout
+        length = call.query.shape[2]
+        tokens = torch.arange(length, device=call.query.device).view(1, -1)
+        delta_rows = (grad_rows.to(self.wide) * out_rows.to(self.wide)).sum(dim=-1, keepdim=True)
+        lse = lse.reshape(-1, length).clamp(min=_FLOOR)
+        grads = [torch.empty_like(self.query_rows)]
+        grads += [torch.empty_like(self.value_rows) for _ in range(1 if call.key is None else 2)]
+        for start, stop in self.slices.groups():
+            total: list[Tensor] | None = None
+            for index in range(layout.num_passes):
+                part = layout.build(index, start, stop)
+                by_slot = self._backward_pass(
+                    part, start, stop, grad_rows, delta_rows, lse[start:stop]
+                )
+                by_token = [_take_slots(x, part.slot_of_token) for x in by_slot]
+                summed = [x.sum(dim=1) if x.shape[1] > 1 else x[:, 0] for x in by_token]
+                total = (
+                    summed
+                    if total is None
+                    else [a.add_(b) for a, b in zip(total, summed, strict=True)]
+                )
+            rows = self.slices.rows(start, stop, tokens).view(-1)
+            if total is not None:
+                self._store(grads, rows, [x.flatten(0, 1) for x in total])
+        if call.key is None:
+            return grads[0], None, grads[1]
+        return grads[0], grads[1], grads[2]
+
+    def _store(self, grads: list[Tensor], rows: Tensor, total: list[Tensor]) -> None:
+        grad_query, grad_key, grad_value = total
+        grads[-1][rows] = grad_value.to(grads[-1].dtype)
+        if self.call.key is None:
+            # k = q s with s = (|q|^2 + D eps)^(-1/2), so dq += s (dk - k (k . dk)).
+            query = self.query_rows.index_select(0, rows).to(self.wide)
+            norm = inverse_key_norm(query)
+            key = query * norm
+            along = (key * grad_key).sum(dim=-1, keepdim=True)
+            grad_query = grad_query + norm * (grad_key - key * along)
+        else:
+            grads[1][rows] = grad_key.to(grads[1].dtype)
+        grads[0][rows] = grad_query.to(grads[0].dtype)
+
+    def _backward_pass(
+        self,
+        part: Pass,
+        start: int,
+        stop: int,
+        grad_rows: Tensor,
+        delta_rows: Tensor,
+        lse: Tensor,
+    ) -> list[Tensor]:
+        """Gradients ``[G, L, D]`` by query slot: of the queries, keys and values of one pass."""
+        layout, window = self.layout, self.window
+        query, key, value = self._load(part, start, stop)
+        query_index = self.slices.rows(start, stop, part.query_token)
+        grad_out = _gather(grad_rows, query_index)
+        delta = _gather(delta_rows, query_index)
+        lse = lse.gather(1, part.query_token.expand(lse.shape[0], -1))
+        group, tile = query.shape[0], layout.tile
+        shifts = -(-layout.num_keys // tile)
+        spread = (group, (layout.num_tiles + shifts - 1) * tile)
+        grad_query = torch.empty(
+            (*spread[:1], layout.slots, query.shape[-1]), dtype=self.wide, device=query.device
+        )
+        grad_key = torch.zeros((*spread, key.shape[-1]), dtype=self.wide, device=query.device)
+        grad_value = torch.zeros((*spread, value.shape[-1]), dtype=self.wide, device=query.device)
+        for first, last in self.slices.tiles():
+            scores = self._tile_products(query, key, first, last)
+            layout.mask_scores_(scores, part, first, last)
+            weights = scores.sub_(layout.query_tiles(lse, first, last)).exp_()
+            grad_weights = self._tile_products(grad_out, value, first, last)
+            kept = weights
+            if window.dropout > 0.0:
+                keep = self._keep(part, start, stop, first, last).to(self.wide)
+                keep *= 1.0 / (1.0 - window.dropout)
+                kept = weights * keep
+                grad_weights *= keep
+            grad_weights -= layout.query_tiles(delta.squeeze(-1), first, last)
+            grad_scores = grad_weights.mul_(weights).to(query.dtype)
+            kept = kept.to(value.dtype)
+            for g in range(group):
+                slots = slice(first * tile, last * tile)
+                keys = self._keys(key, g, first, last)
+                grad_query[g, slots] = torch.bmm(grad_scores[g], keys).flatten(0, 1)
+                queries = self._queries(query, g, first, last)
+                outs = self._queries(grad_out, g, first, last)
+                self._spread_(
+                    grad_key[g], torch.bmm(grad_scores[g].transpose(1, 2), queries), first
+                )
+                self._spread_(grad_value[g], torch.bmm(kept[g].transpose(1, 2), outs), first)
+        if self.call.scale != 1.0:
+            grad_query *= self.call.scale
+        return [grad_query, layout.fold_keys(grad_key), layout.fold_keys(grad_value)]
+
+    def _spread_(self, total: Tensor, tiles: Tensor, first: int) -> None:
+        """Add the key gradients ``[T', K, D]`` of overlapping tiles to ``[P', D]``, in place."""
+        tile = self.layout.tile
+        count, num_keys, row = tiles.shape
+        for offset in range(0, num_keys, tile):
+            width = min(tile, num_keys - offset)
+            begin = first * tile + offset
+            target = total[begin : begin + count * tile].view(count, tile, row)
+            target[:, :width] += tiles[:, offset : offset + width]
+
+
+class _TorchWindowedAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor | None, value: Tensor, call: WindowedAttentionCall
+    ) -> tuple[Tensor, Tensor]:
+        with torch.autocast(query.device.type, enabled=False):
+            out_rows, lse = _Kernel(call).forward()
+        ctx.save_for_backward(query, key, value, out_rows, lse)
+        ctx.rest = (call.order, call.real, call.window, call.scale)
+        ctx.mark_non_differentiable(lse)
+        return _like_heads(out_rows, query), lse
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, out_rows, lse = ctx.saved_tensors
+        call = WindowedAttentionCall(query, key, value, *ctx.rest)
+        with torch.autocast(query.device.type, enabled=False):
+            grads = _Kernel(call).backward(_rows(grad_out), out_rows, lse)
+        return (*(None if g is None else _like_heads(g, query) for g in grads), None)

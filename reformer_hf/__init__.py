@@ -1,0 +1,38 @@
+"""reformer_hf: the Reformer for transformers.
+
+LSH attention, reversible layers and chunked feed-forward, strictly causal, exact, for any length.
+Importing the package registers its models with transformers' Auto classes.
+"""
+
+from reformer_hf.auto import register
+from reformer_hf.configuration_reformer import ReformerConfig, ReformerSeq2SeqConfig
+from reformer_hf.models.base import ReformerPreTrainedModel
+from reformer_hf.models.causal_lm import ReformerForCausalLM
+from reformer_hf.models.masked_lm import ReformerForMaskedLM
+from reformer_hf.models.model import ReformerModel
+from reformer_hf.models.question_answering import ReformerForQuestionAnswering
+from reformer_hf.models.seq2seq import ReformerForConditionalGeneration, ReformerSeq2SeqModel
+from reformer_hf.models.sequence_classification import ReformerForSequenceClassification
+from reformer_hf.models.token_classification import ReformerForTokenClassification
+from reformer_hf.tokenization import byte_tokenizer, train_bpe_tokenizer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ReformerConfig",
+    "ReformerForCausalLM",
+    "ReformerForConditionalGeneration",
+    "ReformerForMaskedLM",
+    "ReformerForQuestionAnswering",
+    "ReformerForSequenceClassification",
+    "ReformerForTokenClassification",
+    "ReformerModel",
+    "ReformerPreTrainedModel",
+    "ReformerSeq2SeqConfig",
+    "ReformerSeq2SeqModel",
+    "byte_tokenizer",
+    "register",
+    "train_bpe_tokenizer",
+]
+
+register()

@@ -1,0 +1,467 @@
+"""Configurations of the family, and all validation of their fields."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+
+ATTENTION_KINDS = ("lsh", "local", "full")
+ATTENTION_PATTERNS = ("window", "chunk")
+HASH_FAMILIES = ("angular", "euclidean", "random")
+HEAD_MERGES = ("concat", "average")
+STREAM_MERGES = ("mean", "concat")
+CLASSIFIER_POOLINGS = ("mean", "first")
+
+# Seed of the hash rotations in evaluation and generation where `hash_seed` is unset.
+DEFAULT_HASH_SEED = 1
+
+
+def derive_axial_shape(max_positions: int) -> tuple[int, int]:
+    """The axial shape of a table for ``max_positions`` positions: nearly square.
+
+    The last axis is the smallest power of two whose square is not below ``max_positions``; the
+    first is as long as it has to be. 65,536 positions give ``(256, 256)``.
+    """
+    last = 1 << math.ceil(math.log2(max_positions) / 2) if max_positions > 1 else 1
+    return -(-max_positions // last), last
+
+
+class ReformerConfig(PreTrainedConfig):
+    r"""
+    Configuration of the Reformer models with one stack (everything but sequence-to-sequence).
+
+    Fields that transformers' `ReformerConfig` has too keep their name and meaning. The defaults
+    train on sequences of any length up to `max_position_embeddings`.
+
+    Args:
+        vocab_size (`int`, defaults to 320): tokens of the vocabulary.
+        hidden_size (`int`, defaults to 256): width of the residual streams.
+        attn_layers (`list[str]`, defaults to three times `["local", "lsh"]`): the kind of attention
+            of every layer: `"lsh"`, `"local"` or `"full"`, freely mixed.
+        num_attention_heads (`int`, defaults to 4): heads.
+        attention_head_size (`int`, defaults to 64): size of one head; heads times size need not be
+            `hidden_size`.
+        feed_forward_size (`int`, defaults to 1024): inner width of the feed-forward layers.
+        hidden_act (`str`, defaults to `"gelu"`): activation of the feed-forward layers.
+        hidden_dropout_prob (`float`, defaults to 0.05): dropout of embeddings and sub-layers.
+        lsh_attention_probs_dropout_prob, local_attention_probs_dropout_prob,
+            full_attention_probs_dropout_prob (`float`, default to 0.0): dropout of the attention
+            weights of each kind.
+        max_position_embeddings (`int`, defaults to 65536): longest sequence, in tokens.
+        axial_pos_embds (`bool`, defaults to `True`): factorised position embeddings; `False`: one
+            vector per position.
+        axial_pos_shape (`list[int]`, *optional*): axes of the table; their product must reach
+            `max_position_embeddings`. Unset: derived from it.
+        axial_pos_embds_dim (`list[int]`, *optional*): features of each axis, with sum
+            `hidden_size`. Unset: a quarter for the first axis, the rest shared by the others.
+        axial_norm_std (`float`, defaults to 0.02): standard deviation of the initial positions.
+        num_hashes (`int`, defaults to 2): hash rounds of LSH attention.
+        num_buckets (`int` or `list[int]`, *optional*): buckets of a round, or their factors. Unset:
+            chosen from the number of real tokens of each sequence.
+        hash_family (`str`, defaults to `"angular"`): `"angular"`, `"euclidean"` or `"random"`.
+        hash_bucket_width (`float`, defaults to 1.0): bucket width of the Euclidean family.
+        hash_seed (`int`, *optional*): fixes the rotations in training too. Unset: fresh rotations
+            in every training step, a fixed default seed in evaluation and generation.
+        attention_pattern (`str`, defaults to `"window"`): `"window"`: a token sees the last tokens
+            of its own bucket (strictly causal, independent of padding); `"chunk"`: the original
+            pattern, chunks of sorted tokens, for checkpoints that were trained with it.
+        lsh_attn_chunk_length, local_attn_chunk_length (`int`, default to 64): chunk length.
+        lsh_num_chunks_before, local_num_chunks_before (`int`, default to 1): how many chunk lengths
+            back a token sees.
+        lsh_num_chunks_after, local_num_chunks_after (`int`, *optional*): how many chunk lengths
+            ahead. Unset: 0 in causal models, else the same as before.
+        count_duplicates (`bool`, defaults to `True`): a pair that several rounds find counts once
+            for each; `False`: once (the paper's equation, which converges to full attention).
+        attention_backend (`str`, defaults to `"auto"`): implementation of LSH and local attention.
+        head_merge (`str`, defaults to `"concat"`): `"concat"` or `"average"` of the heads' outputs.
+        reversible (`bool`, defaults to `True`): recompute activations instead of storing them.
+        exact_reversible (`bool`, defaults to `True`): recompute them bit for bit.
+        residual_grid (`float`, defaults to 2**-13): what residuals are rounded to for that, a power
+            of two.
+        stream_merge (`str`, defaults to `"mean"`): how the two residual streams end: `"mean"`
+            (`hidden_size` features) or `"concat"` (twice as many, as in transformers' Reformer).
+        chunk_size_feed_forward (`int`, defaults to 4096): positions of one feed-forward slice;
+            0: all at once.
+        chunk_size_lm_head (`int`, defaults to 0): if positive, training computes logits and loss in
+            slices of that many labelled positions and returns no logits.
+        layer_norm_eps (`float`, defaults to 1e-6): epsilon of the layer norms.
+        initializer_range (`float`, defaults to 0.02): standard deviation of initial weights.
+        classifier_dropout (`float`, *optional*): dropout of classification heads. Unset:
+            `hidden_dropout_prob`.
+        classifier_pooling (`str`, defaults to `"mean"`): what a sequence classifier reads: the
+            `"mean"` of all real tokens, or the `"first"` real token.
+        is_decoder (`bool`, defaults to `False`): makes a bare `ReformerModel` causal. A model with
+            a head sets it to what the head needs.
+        tie_word_embeddings (`bool`, defaults to `True`): the language-model head shares the
+            embedding matrix (needs `stream_merge="mean"`).
+        use_cache (`bool`, defaults to `False`): accepted for compatibility.
+        pad_token_id, bos_token_id, eos_token_id (`int`, *optional*): special tokens, default 0,
+            `None` and 1.
+
+    Raises:
+        ValueError: an impossible value, naming the field, what is expected and what was given.
+
+    Example:
+        >>> from reformer_hf import ReformerConfig
+        >>> config = ReformerConfig(attn_layers=["local", "lsh"], max_position_embeddings=1_000_000)
+        >>> config.num_hidden_layers, config.position_shape()
+        (2, (977, 1024))
+    """
+
+    model_type = "reformer_hf"
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    vocab_size: int = 320
+    hidden_size: int = 256
+    attn_layers: list[str] | tuple[str, ...] = ("local", "lsh", "local", "lsh", "local", "lsh")
+    num_attention_heads: int = 4
+    attention_head_size: int = 64
+    feed_forward_size: int = 1024
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.05
+    lsh_attention_probs_dropout_prob: float = 0.0
+    local_attention_probs_dropout_prob: float = 0.0
+    full_attention_probs_dropout_prob: float = 0.0
+    max_position_embeddings: int = 65536
+    axial_pos_embds: bool = True
+    axial_pos_shape: list[int] | tuple[int, ...] | None = None
+    axial_pos_embds_dim: list[int] | tuple[int, ...] | None = None
+    axial_norm_std: float = 0.02
+    num_hashes: int = 2
+    num_buckets: int | list[int] | None = None
+    hash_family: str = "angular"
+    hash_bucket_width: float = 1.0
+    hash_seed: int | None = None
+    attention_pattern: str = "window"
+    lsh_attn_chunk_length: int = 64
+    lsh_num_chunks_before: int = 1
+    lsh_num_chunks_after: int | None = None
+    local_attn_chunk_length: int = 64
+    local_num_chunks_before: int = 1
+    local_num_chunks_after: int | None = None
+    count_duplicates: bool = True
+    attention_backend: str = "auto"
+    head_merge: str = "concat"
+    reversible: bool = True
+    exact_reversible: bool = True
+    residual_grid: float = 2.0**-13
+    stream_merge: str = "mean"
+    chunk_size_feed_forward: int = 4096
+    chunk_size_lm_head: int = 0
+    layer_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    classifier_dropout: float | None = None
+    classifier_pooling: str = "mean"
+    is_decoder: bool = False
+    tie_word_embeddings: bool = True
+    use_cache: bool = False
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = 1
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        try:
+            super().__setattr__(name, value)
+        except StrictDataclassError as error:
+            raise ValueError(f"`{name}` cannot be {value!r}: {error}") from error
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        layers = kwargs.pop("num_hidden_layers", None)
+        for name in self._sequence_fields():
+            value = getattr(self, name)
+            if isinstance(value, tuple):
+                setattr(self, name, list(value))
+        super().__post_init__(**kwargs)
+        self.check()
+        if layers is not None and layers != self.num_hidden_layers:
+            raise ValueError(
+                f"`num_hidden_layers` is the length of `attn_layers`, {self.num_hidden_layers}, "
+                f"got {layers}"
+            )
+
+    @classmethod
+    def _sequence_fields(cls) -> tuple[str, ...]:
+        return ("attn_layers", "axial_pos_shape", "axial_pos_embds_dim", "num_buckets")
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Layers of the stack (of the encoder in a sequence-to-sequence model)."""
+        return len(self.attn_layers)
+
+    def position_shape(self) -> tuple[int, ...]:
+        """Axes of the position table: `axial_pos_shape`, or derived from the maximum length."""
+        if self.axial_pos_shape is not None:
+            return tuple(self.axial_pos_shape)
+        return derive_axial_shape(self.max_position_embeddings)
+
+    def position_dims(self, axes: int) -> tuple[int, ...]:
+        """Features of each axis of a position table with that many axes."""
+        if self.axial_pos_embds_dim is not None and len(self.axial_pos_embds_dim) == axes:
+            return tuple(self.axial_pos_embds_dim)
+        return split_features(self.hidden_size, axes)
+
+    def merged_size(self) -> int:
+        """Features of `last_hidden_state`."""
+        return self.hidden_size * (2 if self.stream_merge == "concat" else 1)
+
+    def check(self) -> None:
+        """Validate all fields; models call it again, for configurations changed in between.
+
+        Raises:
+            ValueError: naming the field, what is expected and what was given.
+        """
+        _check_sizes(self)
+        _check_choices(self)
+        _check_attention(self, "attn_layers")
+        _check_positions(self)
+        _check_rest(self)
+
+
+class ReformerSeq2SeqConfig(ReformerConfig):
+    r"""
+    Configuration of the encoder-decoder Reformer.
+
+    The fields of [`ReformerConfig`] describe the encoder, and whatever the decoder does not have a
+    field of its own for.
+
+    Args:
+        decoder_attn_layers (`list[str]`, defaults to three times `"full"`): the kind of causal
+            self-attention of every decoder layer. Targets are short, so full attention is the
+            default; `"lsh"` and `"local"` are there for long ones.
+        max_target_positions (`int`, defaults to 1024): longest target, in tokens. Independent of
+            `max_position_embeddings`, which limits the source.
+        decoder_axial_pos_shape (`list[int]`, *optional*): axes of the decoder's position table.
+            Unset: derived from `max_target_positions`.
+        decoder_feed_forward_size (`int`, *optional*): unset: `feed_forward_size`.
+        cross_attention_probs_dropout_prob (`float`, defaults to 0.0): dropout of the attention of
+            target to source.
+        decoder_start_token_id (`int`, defaults to 0): first token of every decoder input.
+
+    Example:
+        >>> from reformer_hf import ReformerSeq2SeqConfig
+        >>> config = ReformerSeq2SeqConfig(max_position_embeddings=16384, max_target_positions=256)
+        >>> config.is_encoder_decoder, config.max_position_embeddings, config.max_target_positions
+        (True, 16384, 256)
+    """
+
+    model_type = "reformer_hf_seq2seq"
+
+    decoder_attn_layers: list[str] | tuple[str, ...] = ("full", "full", "full")
+    max_target_positions: int = 1024
+    decoder_axial_pos_shape: list[int] | tuple[int, ...] | None = None
+    decoder_feed_forward_size: int | None = None
+    cross_attention_probs_dropout_prob: float = 0.0
+    decoder_start_token_id: int = 0
+    is_encoder_decoder: bool = True
+
+    @classmethod
+    def _sequence_fields(cls) -> tuple[str, ...]:
+        return (*super()._sequence_fields(), "decoder_attn_layers", "decoder_axial_pos_shape")
+
+    @property
+    def decoder_layers(self) -> int:
+        """Layers of the decoder."""
+        return len(self.decoder_attn_layers)
+
+    def target_position_shape(self) -> tuple[int, ...]:
+        """Axes of the decoder's position table."""
+        if self.decoder_axial_pos_shape is not None:
+            return tuple(self.decoder_axial_pos_shape)
+        return derive_axial_shape(self.max_target_positions)
+
+    def check(self) -> None:
+        """See [`ReformerConfig.check`]."""
+        super().check()
+        _check_attention(self, "decoder_attn_layers")
+        _integer(self, "max_target_positions", 1)
+        _shape(self, "decoder_axial_pos_shape", "max_target_positions")
+        _integer(self, "decoder_feed_forward_size", 1, optional=True)
+        _probability(self, "cross_attention_probs_dropout_prob")
+        _token_id(self, "decoder_start_token_id")
+        if self.decoder_start_token_id is None:
+            raise ValueError("`decoder_start_token_id` must be a token id, got None")
+        if self.is_encoder_decoder is not True:
+            raise ValueError(f"`is_encoder_decoder` must be True, got {self.is_encoder_decoder!r}")
+
+
+def split_features(hidden_size: int, axes: int) -> tuple[int, ...]:
+    """Features of each position axis: a quarter for the first, the rest shared by the others."""
+    if axes == 1:
+        return (hidden_size,)
+    first = max(1, hidden_size // 4)
+    share, extra = divmod(hidden_size - first, axes - 1)
+    return (first, *(share + (i < extra) for i in range(axes - 1)))
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _integer(config: Any, name: str, least: int, optional: bool = False) -> None:
+    value = getattr(config, name)
+    if optional and value is None:
+        return
+    if not _is_integer(value) or value < least:
+        raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}")
+
+
+def _number(config: Any, name: str) -> float:
+    value = getattr(config, name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"`{name}` must be a finite number, got {value!r}")
+    return float(value)
+
+
+def _probability(config: Any, name: str, optional: bool = False) -> None:
+    if optional and getattr(config, name) is None:
+        return
+    if not 0.0 <= _number(config, name) < 1.0:
+        raise ValueError(f"`{name}` must be in [0, 1), got {getattr(config, name)!r}")
+
+
+def _boolean(config: Any, name: str) -> None:
+    if not isinstance(getattr(config, name), bool):
+        raise ValueError(f"`{name}` must be True or False, got {getattr(config, name)!r}")
+
+
+def _choice(config: Any, name: str, choices: Sequence[str]) -> None:
+    value = getattr(config, name)
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {list(choices)}, got {value!r}")
+
+
+def _integers(config: Any, name: str, least: int) -> list[int]:
+    value = getattr(config, name)
+    if not isinstance(value, list | tuple) or not value or not all(map(_is_integer, value)):
+        raise ValueError(f"`{name}` must be a list of integers, got {value!r}")
+    if min(value) < least:
+        raise ValueError(f"`{name}` must hold integers of at least {least}, got {value!r}")
+    return list(value)
+
+
+def _token_id(config: Any, name: str) -> None:
+    value = getattr(config, name)
+    for token in value if isinstance(value, list | tuple) else [value]:
+        if token is not None and not (_is_integer(token) and 0 <= token < config.vocab_size):
+            raise ValueError(
+                f"`{name}` must be None or in [0, vocab_size={config.vocab_size}), got {value!r}"
+            )
+
+
+def _check_sizes(config: ReformerConfig) -> None:
+    for name in (
+        "vocab_size",
+        "hidden_size",
+        "num_attention_heads",
+        "attention_head_size",
+        "feed_forward_size",
+        "max_position_embeddings",
+        "num_hashes",
+        "lsh_attn_chunk_length",
+        "local_attn_chunk_length",
+    ):
+        _integer(config, name, 1)
+    # A window that reaches nothing back would leave a causal token alone with itself.
+    least = 1 if config.attention_pattern == "window" else 0
+    for name in ("lsh_num_chunks_before", "local_num_chunks_before"):
+        _integer(config, name, least)
+    for name in ("chunk_size_feed_forward", "chunk_size_lm_head"):
+        _integer(config, name, 0)
+    for name in ("lsh_num_chunks_after", "local_num_chunks_after", "hash_seed"):
+        _integer(config, name, 0, optional=True)
+
+
+def _check_choices(config: ReformerConfig) -> None:
+    _choice(config, "hash_family", HASH_FAMILIES)
+    _choice(config, "attention_pattern", ATTENTION_PATTERNS)
+    _choice(config, "head_merge", HEAD_MERGES)
+    _choice(config, "stream_merge", STREAM_MERGES)
+    _choice(config, "classifier_pooling", CLASSIFIER_POOLINGS)
+    if not isinstance(config.hidden_act, str) or config.hidden_act not in ACT2FN:
+        raise ValueError(f"`hidden_act` must be one of {sorted(ACT2FN)}, got {config.hidden_act!r}")
+    for name in (
+        "axial_pos_embds",
+        "count_duplicates",
+        "reversible",
+        "exact_reversible",
+        "is_decoder",
+        "tie_word_embeddings",
+    ):
+        _boolean(config, name)
+
+
+def _check_attention(config: ReformerConfig, name: str) -> None:
+    kinds = getattr(config, name)
+    if not isinstance(kinds, list | tuple) or not kinds:
+        raise ValueError(f"`{name}` must be a list with at least one layer, got {kinds!r}")
+    unknown = [kind for kind in kinds if kind not in ATTENTION_KINDS]
+    if unknown:
+        raise ValueError(f"`{name}` must hold only {list(ATTENTION_KINDS)}, got {unknown[0]!r}")
+
+
+def _shape(config: Any, name: str, maximum: str) -> None:
+    if getattr(config, name) is None:
+        return
+    shape, least = _integers(config, name, 1), getattr(config, maximum)
+    if math.prod(shape) < least:
+        raise ValueError(
+            f"`{name}` must have a product of at least {maximum}={least}, got {shape} with product "
+            f"{math.prod(shape)}"
+        )
+
+
+def _check_positions(config: ReformerConfig) -> None:
+    if not config.axial_pos_embds:
+        return
+    _shape(config, "axial_pos_shape", "max_position_embeddings")
+    axes = len(config.position_shape())
+    if config.axial_pos_embds_dim is not None:
+        dims = _integers(config, "axial_pos_embds_dim", 1)
+        if len(dims) != axes or sum(dims) != config.hidden_size:
+            raise ValueError(
+                f"`axial_pos_embds_dim` must hold {axes} numbers with sum hidden_size="
+                f"{config.hidden_size}, got {dims} with sum {sum(dims)}"
+            )
+    elif config.hidden_size < axes:
+        raise ValueError(
+            f"`hidden_size` must be at least the number of position axes, {axes}, "
+            f"got {config.hidden_size}"
+        )
+
+
+def _check_rest(config: ReformerConfig) -> None:
+    if config.num_buckets is not None:
+        single = _is_integer(config.num_buckets)
+        factors = [config.num_buckets] if single else _integers(config, "num_buckets", 1)
+        if any(b < 1 or (b > 1 and b % 2) for b in factors):  # type: ignore[operator]
+            raise ValueError(
+                "`num_buckets` must be 1 or even, as must each of its factors, "
+                f"got {config.num_buckets!r}"
+            )
+    for name in (
+        "hidden_dropout_prob",
+        *(f"{k}_attention_probs_dropout_prob" for k in ATTENTION_KINDS),
+    ):
+        _probability(config, name)
+    _probability(config, "classifier_dropout", optional=True)
+    for name in ("hash_bucket_width", "layer_norm_eps"):
+        if _number(config, name) <= 0.0:
+            raise ValueError(f"`{name}` must be positive, got {getattr(config, name)!r}")
+    for name in ("initializer_range", "axial_norm_std"):
+        if _number(config, name) < 0.0:
+            raise ValueError(f"`{name}` must not be negative, got {getattr(config, name)!r}")
+    grid = _number(config, "residual_grid")
+    if not 2.0**-24 <= grid <= 1.0 or math.frexp(grid)[0] != 0.5:
+        raise ValueError(f"`residual_grid` must be a power of two in [2**-24, 1], got {grid!r}")
+    if config.stream_merge == "concat" and config.tie_word_embeddings:
+        raise ValueError(
+            "`tie_word_embeddings` must be False with stream_merge='concat' (the head then reads "
+            "twice as many features as an embedding has), got True"
+        )
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        _token_id(config, name)

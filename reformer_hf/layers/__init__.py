@@ -1,0 +1,1 @@
+"""Layers: the modules that hold parameters, built on the operations of :mod:`reformer_hf.ops`."""

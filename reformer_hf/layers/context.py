@@ -1,0 +1,50 @@
+"""What all layers of one forward pass share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from reformer_hf.configuration_reformer import DEFAULT_HASH_SEED, ReformerConfig
+from reformer_hf.ops.padding import Padding
+from reformer_hf.ops.seeds import fold_seed, fresh_seed
+
+
+@dataclass(frozen=True)
+class ForwardContext:
+    """Settings of one forward pass through a stack; layers read it and never change it.
+
+    Attributes:
+        padding: which tokens are real; ``None`` if all are.
+        hash_seed: seed of the hash rotations of this pass.
+        dropout_seed: seed of the attention dropout of this pass.
+        encoder_real: ``[B, M]`` bool, which encoder tokens are real; ``None`` if all are.
+        num_hashes: overrides the configured number of hash rounds.
+        num_buckets: overrides the configured number of buckets.
+        attentions: if not ``None``, self-attention layers append their weights.
+        cross_attentions: if not ``None``, cross-attention layers append theirs.
+    """
+
+    padding: Padding | None
+    hash_seed: int
+    dropout_seed: int
+    encoder_real: Tensor | None = None
+    num_hashes: int | None = None
+    num_buckets: int | list[int] | None = None
+    attentions: list[Tensor] | None = field(default=None, compare=False)
+    cross_attentions: list[Tensor] | None = field(default=None, compare=False)
+
+
+def draw_seeds(config: ReformerConfig, training: bool) -> tuple[int, int]:
+    """Seeds of hashing and of attention dropout for one forward pass.
+
+    Training draws fresh ones (a single number from torch's global generator, so that seeding and
+    resuming reproduce a run) unless ``config.hash_seed`` fixes the rotations. Evaluation always
+    hashes with the same rotations and touches no generator.
+    """
+    fixed = DEFAULT_HASH_SEED if config.hash_seed is None else config.hash_seed
+    if not training:
+        return fixed, 0
+    seed = fresh_seed()
+    return (fold_seed(seed, 1) if config.hash_seed is None else fixed), fold_seed(seed, 2)

@@ -1,0 +1,35 @@
+"""The position-wise feed-forward sub-layer."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from reformer_hf.configuration_reformer import ReformerConfig
+from reformer_hf.layers.norm import StreamLayerNorm
+
+
+class FeedForward(nn.Module):
+    """``dropout(W2 act(dropout(W1 norm(x) + b1)) + b2)``.
+
+    It works position by position, so the stack calls it on slices of the sequence
+    (``config.chunk_size_feed_forward``), which bounds the memory of its inner activations.
+
+    Args:
+        config: the model's configuration.
+        inner_size: width of the inner layer.
+    """
+
+    def __init__(self, config: ReformerConfig, inner_size: int) -> None:
+        super().__init__()
+        self.norm = StreamLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.inner = nn.Linear(config.hidden_size, inner_size)
+        self.outer = nn.Linear(inner_size, config.hidden_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The residual ``[B, n, d]`` of a slice ``[B, n, d]`` of a stream."""
+        inner = self.activation(self.dropout(self.inner(self.norm(x))))
+        residual: Tensor = self.dropout(self.outer(inner))
+        return residual

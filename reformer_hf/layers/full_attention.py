@@ -1,0 +1,126 @@
+"""Full attention: of a sequence to itself, and of a target to its source."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from reformer_hf.configuration_reformer import ReformerSeq2SeqConfig
+from reformer_hf.layers.context import ForwardContext
+from reformer_hf.layers.heads import HeadMerge, split_heads
+from reformer_hf.layers.norm import StreamLayerNorm
+from reformer_hf.layers.self_attention import SelfAttention
+from reformer_hf.ops.lsh_attention import padding_order
+from reformer_hf.ops.padding import Padding
+
+
+def _key_mask(real: Tensor | None) -> Tensor | None:
+    """``[B, 1, 1, M]`` bool: which keys are seen; a row without real keys sees all of them."""
+    if real is None:
+        return None
+    return (real | ~real.any(dim=1, keepdim=True))[:, None, None, :]
+
+
+def _dense_weights(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+    """``softmax(q k^T / sqrt(D))`` with ``-inf`` where the mask is false."""
+    scores = torch.matmul(query, key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.softmax(dim=-1)
+
+
+class FullSelfAttention(SelfAttention):
+    """Attention of every token to every (earlier) token, by PyTorch's fused kernel.
+
+    In a causal layer padding is moved behind the real tokens first, so that no ``N x N`` mask is
+    needed to hide it.
+    """
+
+    projections = ("query", "key", "value")
+
+    def attend(self, context: ForwardContext, *heads: Tensor) -> Tensor:
+        """Full attention of ``query``, ``key`` and ``value`` heads."""
+        query, key, value = heads
+        dropout = self.config.full_attention_probs_dropout_prob if self.training else 0.0
+        padding = context.padding
+        if not self.causal:
+            mask = _key_mask(padding.real if padding is not None else None)
+            return F.scaled_dot_product_attention(
+                query, key, value, attn_mask=mask, dropout_p=dropout
+            )
+        order = padding_order(padding)
+        if order is None:
+            return F.scaled_dot_product_attention(
+                query, key, value, dropout_p=dropout, is_causal=True
+            )
+        forth = order.order[:, :, 0].unsqueeze(-1).expand_as(query)
+        back = order.rank[:, :, 0].unsqueeze(-1).expand_as(query)
+        query, key, value = (x.gather(2, forth) for x in heads)
+        out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
+        return out.gather(2, back)
+
+    def weights(self, context: ForwardContext, *heads: Tensor) -> Tensor:
+        """The attention matrix."""
+        query, key, _ = heads
+        mask = self._dense_mask(context.padding, query)
+        weights = _dense_weights(query, key, mask)
+        dropout = self.config.full_attention_probs_dropout_prob
+        return F.dropout(weights, dropout, self.training)
+
+    def _dense_mask(self, padding: Padding | None, query: Tensor) -> Tensor | None:
+        mask = _key_mask(padding.real if padding is not None else None)
+        if not self.causal:
+            return mask
+        length = query.shape[2]
+        causal = torch.ones((length, length), dtype=torch.bool, device=query.device).tril_()
+        if mask is None:
+            return causal
+        # A padding token sees itself, so that no row is empty.
+        return (mask & causal) | torch.eye(length, dtype=torch.bool, device=query.device)
+
+
+class CrossAttention(nn.Module):
+    """Attention of the decoder's tokens to the encoder's output.
+
+    Args:
+        config: the model's configuration.
+    """
+
+    def __init__(self, config: ReformerSeq2SeqConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.attention_dropout = config.cross_attention_probs_dropout_prob
+        features = self.num_heads * config.attention_head_size
+        self.norm = StreamLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.query = nn.Linear(config.hidden_size, features, bias=False)
+        self.key = nn.Linear(config.merged_size(), features, bias=False)
+        self.value = nn.Linear(config.merged_size(), features, bias=False)
+        self.output = HeadMerge(
+            config.head_merge, self.num_heads, config.attention_head_size, config.hidden_size
+        )
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, x: Tensor, encoder_states: Tensor, context: ForwardContext) -> Tensor:
+        """The residual ``[B, N, d]`` of a stream ``[B, N, d]``.
+
+        Args:
+            x: ``[B, N, d]``.
+            encoder_states: ``[B, M, merged_size]``, the encoder's output.
+            context: settings of the forward pass.
+        """
+        query = split_heads(self.query(self.norm(x)), self.num_heads)
+        key = split_heads(self.key(encoder_states), self.num_heads)
+        value = split_heads(self.value(encoder_states), self.num_heads)
+        mask = _key_mask(context.encoder_real)
+        dropout = self.attention_dropout if self.training else 0.0
+        if context.cross_attentions is None:
+            attended = F.scaled_dot_product_attention(
+                query, key, value, attn_mask=mask, dropout_p=dropout
+            )
+        else:
+            weights = F.dropout(_dense_weights(query, key, mask), dropout, self.training)
+            context.cross_attentions.append(weights)
+            attended = torch.matmul(weights.to(value.dtype), value)
+        residual: Tensor = self.dropout(self.output(attended))
+        return residual

@@ -1,0 +1,93 @@
+"""What the three kinds of self-attention have in common: a pre-normalised residual sub-layer."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from reformer_hf.configuration_reformer import ReformerConfig
+from reformer_hf.layers.context import ForwardContext
+from reformer_hf.layers.heads import HeadMerge, split_heads
+from reformer_hf.layers.norm import StreamLayerNorm
+from reformer_hf.ops.windowed_attention import AttentionWindow
+from reformer_hf.ops.windowed_attention.reference import MAX_LENGTH
+
+# Above this length `output_attentions=True` is refused: the matrices are N x N.
+MAX_LENGTH_WITH_ATTENTIONS = MAX_LENGTH
+
+
+class SelfAttention(nn.Module):
+    """``dropout(merge(attention(norm(x))))``; subclasses project and attend.
+
+    Args:
+        config: the model's configuration.
+        layer_index: index in the stack; layers of one stack hash with different rotations.
+        causal: tokens do not see later tokens.
+    """
+
+    projections: ClassVar[tuple[str, ...]]
+
+    def __init__(self, config: ReformerConfig, layer_index: int, causal: bool) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_index = layer_index
+        self.causal = causal
+        self.num_heads = config.num_attention_heads
+        self.norm = StreamLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        for name in self.projections:
+            features = self.num_heads * config.attention_head_size
+            setattr(self, name, nn.Linear(config.hidden_size, features, bias=False))
+        self.output = HeadMerge(
+            config.head_merge, self.num_heads, config.attention_head_size, config.hidden_size
+        )
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
+        """The residual ``[B, N, d]`` of a stream ``[B, N, d]``."""
+        normed = self.norm(x)
+        heads = [
+            split_heads(getattr(self, name)(normed), self.num_heads) for name in self.projections
+        ]
+        if context.attentions is None:
+            attended = self.attend(context, *heads)
+        else:
+            weights = self.weights(context, *heads)
+            context.attentions.append(weights)
+            attended = torch.matmul(weights.to(heads[-1].dtype), heads[-1])
+        residual: Tensor = self.dropout(self.output(attended))
+        return residual
+
+    def attend(self, context: ForwardContext, *heads: Tensor) -> Tensor:
+        """Attention output ``[B, H, N, D]`` from the projections ``[B, H, N, D]``."""
+        raise NotImplementedError
+
+    def weights(self, context: ForwardContext, *heads: Tensor) -> Tensor:
+        """Attention weights ``[B, H, N, N]``, for short sequences."""
+        raise NotImplementedError
+
+    def _window(self, kind: str, context: ForwardContext, exclude_self: bool) -> AttentionWindow:
+        """The window that the configuration describes for ``"lsh"`` or ``"local"``."""
+        config = self.config
+        chunk_length: int = getattr(config, f"{kind}_attn_chunk_length")
+        before: int = getattr(config, f"{kind}_num_chunks_before")
+        after: int | None = getattr(config, f"{kind}_num_chunks_after")
+        if after is None:
+            after = 0 if self.causal else before
+        windowed = config.attention_pattern == "window"
+        if windowed and self.causal:
+            after = 0
+        unit = chunk_length if windowed else 1
+        dropout: float = getattr(config, f"{kind}_attention_probs_dropout_prob")
+        return AttentionWindow(
+            pattern=config.attention_pattern,
+            before=before * unit,
+            after=after * unit,
+            chunk_length=chunk_length,
+            causal=self.causal,
+            exclude_self=exclude_self,
+            count_duplicates=config.count_duplicates,
+            dropout=dropout if self.training else 0.0,
+            dropout_seed=context.dropout_seed + self.layer_index,
+        )

@@ -1,0 +1,184 @@
+"""The reversible stack of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from reformer_hf.configuration_reformer import ReformerConfig, ReformerSeq2SeqConfig
+from reformer_hf.layers.context import ForwardContext
+from reformer_hf.layers.feed_forward import FeedForward
+from reformer_hf.layers.full_attention import CrossAttention, FullSelfAttention
+from reformer_hf.layers.local_self_attention import LocalSelfAttention
+from reformer_hf.layers.lsh_self_attention import LSHSelfAttention
+from reformer_hf.layers.norm import StreamLayerNorm
+from reformer_hf.layers.self_attention import MAX_LENGTH_WITH_ATTENTIONS, SelfAttention
+from reformer_hf.ops.reversible import ResidualStreams, ReversibleStep
+
+_SELF_ATTENTION: dict[str, type[SelfAttention]] = {
+    "lsh": LSHSelfAttention,
+    "local": LocalSelfAttention,
+    "full": FullSelfAttention,
+}
+
+
+class ReformerLayer(nn.Module):
+    """Self-attention, cross-attention in a decoder, feed-forward: a container of sub-layers.
+
+    Args:
+        config: the model's configuration.
+        kind: ``"lsh"``, ``"local"`` or ``"full"``.
+        layer_index: index in the stack.
+        causal: tokens do not see later tokens.
+        decoder: the layer also attends to an encoder's output.
+    """
+
+    def __init__(
+        self, config: ReformerConfig, kind: str, layer_index: int, causal: bool, decoder: bool
+    ) -> None:
+        super().__init__()
+        self.attention = _SELF_ATTENTION[kind](config, layer_index, causal)
+        self.cross_attention: CrossAttention | None = None
+        inner_size = config.feed_forward_size
+        if decoder:
+            if not isinstance(config, ReformerSeq2SeqConfig):
+                raise ValueError(
+                    f"a decoder layer needs a ReformerSeq2SeqConfig, got {type(config).__name__}"
+                )
+            self.cross_attention = CrossAttention(config)
+            inner_size = config.decoder_feed_forward_size or inner_size
+        self.feed_forward = FeedForward(config, inner_size)
+
+    def steps(
+        self, context: ForwardContext, encoder_states: Tensor | None, chunk_size: int
+    ) -> list[ReversibleStep]:
+        """The layer's residual sub-layers, in order."""
+        steps = [
+            ReversibleStep(
+                partial(self.attention, context=context), tuple(self.attention.parameters())
+            )
+        ]
+        if self.cross_attention is not None and encoder_states is not None:
+            steps.append(
+                ReversibleStep(
+                    partial(self.cross_attention, context=context),
+                    tuple(self.cross_attention.parameters()),
+                    (encoder_states,),
+                )
+            )
+        steps.append(
+            ReversibleStep(
+                self.feed_forward, tuple(self.feed_forward.parameters()), chunk_size=chunk_size
+            )
+        )
+        return steps
+
+
+@dataclass(frozen=True)
+class StackOutput:
+    """What a stack computes.
+
+    Attributes:
+        last_hidden_state: ``[B, N, merged_size]``, normalised.
+        hidden_states: the merged streams before the first and after every layer but the last,
+            and ``last_hidden_state``; ``None`` unless asked for.
+        attentions: per layer ``[B, H, N, N]``; ``None`` unless asked for.
+        cross_attentions: per layer ``[B, H, N, M]``; ``None`` unless asked for.
+    """
+
+    last_hidden_state: Tensor
+    hidden_states: tuple[Tensor, ...] | None
+    attentions: tuple[Tensor, ...] | None
+    cross_attentions: tuple[Tensor, ...] | None
+
+
+class ReformerStack(nn.Module):
+    """Layers on two residual streams, merged and normalised at the end.
+
+    Args:
+        config: the model's configuration.
+        kinds: the kind of attention of every layer.
+        causal: tokens do not see later tokens.
+        decoder: layers also attend to an encoder's output.
+    """
+
+    def __init__(
+        self, config: ReformerConfig, kinds: list[str], causal: bool, decoder: bool = False
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList(
+            ReformerLayer(config, kind, index, causal, decoder) for index, kind in enumerate(kinds)
+        )
+        self.norm = StreamLayerNorm(config.merged_size(), eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        # Read and set by transformers' gradient checkpointing; the reversible path has no use
+        # for it, since it stores no activations in the first place.
+        self.gradient_checkpointing = False
+        self._gradient_checkpointing_func: Callable[..., Tensor] | None = None
+
+    def _merge(self, first: Tensor, second: Tensor) -> Tensor:
+        if self.config.stream_merge == "concat":
+            return torch.cat((first, second), dim=-1)
+        return (first + second) * 0.5
+
+    def forward(
+        self,
+        x: Tensor,
+        context: ForwardContext,
+        encoder_states: Tensor | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> StackOutput:
+        """Run all layers.
+
+        Args:
+            x: ``[B, N, d]`` embeddings; both streams start as these.
+            context: settings of the forward pass.
+            encoder_states: ``[B, M, merged_size]``, for a decoder.
+            output_hidden_states: also return intermediate states.
+            output_attentions: also return attention weights (dense, so for short inputs only).
+
+        Raises:
+            ValueError: attention weights asked for above ``MAX_LENGTH_WITH_ATTENTIONS`` tokens.
+        """
+        config = self.config
+        if output_attentions:
+            if x.shape[1] > MAX_LENGTH_WITH_ATTENTIONS:
+                raise ValueError(
+                    "`output_attentions=True` forms N x N matrices and needs at most "
+                    f"{MAX_LENGTH_WITH_ATTENTIONS} tokens, got {x.shape[1]}"
+                )
+            cross: list[Tensor] | None = [] if encoder_states is not None else None
+            context = replace(context, attentions=[], cross_attentions=cross)
+        checkpointing = self.gradient_checkpointing and self.training and not output_attentions
+        streams = ResidualStreams(
+            x,
+            # Weights that are returned must stay connected to what was computed from them.
+            reversible=config.reversible and not output_attentions,
+            grid=config.residual_grid if config.exact_reversible else None,
+            checkpoint=self._gradient_checkpointing_func if checkpointing else None,
+        )
+        states: list[Tensor] = []
+        for layer in cast("list[ReformerLayer]", self.layers):
+            if output_hidden_states:
+                states.append(self._merge(*streams.read()))
+            for step in layer.steps(context, encoder_states, config.chunk_size_feed_forward):
+                streams.add(step)
+        merged = self._merge(*streams.read())
+        if self.training:
+            streams.check_range()
+        last: Tensor = self.dropout(self.norm(merged))
+        states.append(last)
+        attentions, crosses = context.attentions, context.cross_attentions
+        return StackOutput(
+            last_hidden_state=last,
+            hidden_states=tuple(states) if output_hidden_states else None,
+            attentions=None if attentions is None else tuple(attentions),
+            cross_attentions=None if crosses is None else tuple(crosses),
+        )

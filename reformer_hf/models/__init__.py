@@ -1,0 +1,1 @@
+"""Models: one file per head, on a common base."""

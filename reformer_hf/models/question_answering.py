@@ -1,0 +1,96 @@
+"""Extractive question answering: the span of the context that answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import QuestionAnsweringModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from reformer_hf.configuration_reformer import ReformerConfig
+from reformer_hf.models.base import ReformerPreTrainedModel
+from reformer_hf.models.losses import NumItems, span_loss
+from reformer_hf.models.model import ReformerModel, mask_of
+
+
+class ReformerForQuestionAnswering(ReformerPreTrainedModel):
+    """A bidirectional Reformer that scores every token as start and end of the answer.
+
+    Args:
+        config: the configuration.
+    """
+
+    def __init__(self, config: ReformerConfig) -> None:
+        super().__init__(config)
+        self.reformer = ReformerModel(config, causal=False)
+        self.qa_outputs = nn.Linear(config.merged_size(), 2)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        num_hashes: int | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        num_items_in_batch: NumItems = None,
+        **kwargs: Any,
+    ) -> QuestionAnsweringModelOutput:
+        """Score spans.
+
+        Args:
+            input_ids: see :meth:`ReformerModel.forward`, as for all arguments not listed here.
+            attention_mask: see there. Padding gets the lowest score, so that no probability goes
+                to it.
+            position_ids: see there.
+            inputs_embeds: see there.
+            start_positions: ``[B]`` int64; a position outside the sequence has no loss.
+            end_positions: likewise.
+            num_hashes: see there.
+            output_hidden_states: see there.
+            output_attentions: see there.
+            num_items_in_batch: number of spans to divide the loss by.
+            **kwargs: accepted for compatibility.
+
+        Returns:
+            ``loss``, ``start_logits`` and ``end_logits`` ``[B, N]``, ``hidden_states``,
+            ``attentions``.
+        """
+        if (start_positions is None) != (end_positions is None):
+            raise ValueError(
+                "`start_positions` and `end_positions` must be given together, got only "
+                f"`{'end' if start_positions is None else 'start'}_positions`"
+            )
+        out = self.reformer(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            num_hashes=num_hashes,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
+        logits = self.qa_outputs(out.last_hidden_state)
+        real = mask_of(attention_mask, logits).unsqueeze(-1)
+        logits = logits.masked_fill(~real, torch.finfo(logits.dtype).min)
+        start_logits, end_logits = (x.squeeze(-1).contiguous() for x in logits.split(1, dim=-1))
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = span_loss(
+                start_logits, end_logits, start_positions, end_positions, num_items_in_batch
+            )
+        return QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start_logits,
+            end_logits=end_logits,
+            hidden_states=out.hidden_states,
+            attentions=out.attentions,
+        )

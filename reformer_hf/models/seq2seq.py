@@ -1,0 +1,359 @@
+"""Encoder and decoder: sequence to sequence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from reformer_hf.configuration_reformer import ReformerSeq2SeqConfig
+from reformer_hf.layers.context import ForwardContext, draw_seeds
+from reformer_hf.layers.embeddings import PositionedInputs
+from reformer_hf.layers.stack import ReformerStack, StackOutput
+from reformer_hf.models.base import (
+    ReformerPreTrainedModel,
+    check_shape,
+    embed_tokens,
+    read_padding,
+    read_positions,
+    resized_shape,
+)
+from reformer_hf.models.generation import ReformerGenerationMixin
+from reformer_hf.models.losses import NumItems, chunked_token_loss, token_loss
+from reformer_hf.models.model import ReformerModel, flag
+from reformer_hf.ops.cross_entropy import IGNORE_INDEX
+
+
+def shift_right(
+    labels: Tensor, start_token_id: int, pad_token_id: int | None
+) -> tuple[Tensor, Tensor]:
+    """Decoder inputs from labels: the start token, then all labels but the last.
+
+    Args:
+        labels: ``[B, N]`` int64; -100 where there is nothing to predict.
+        start_token_id: first token of every decoder input.
+        pad_token_id: what stands in for -100 (the start token if there is no padding token).
+
+    Returns:
+        Input ids ``[B, N]``, and the mask ``[B, N]`` of the real tokens among them.
+    """
+    start = labels.new_full((labels.shape[0], 1), start_token_id)
+    shifted = torch.cat((start, labels[:, :-1]), dim=1)
+    real = shifted != IGNORE_INDEX
+    pad = start_token_id if pad_token_id is None else pad_token_id
+    return shifted.masked_fill(~real, pad), real
+
+
+class ReformerDecoder(nn.Module):
+    """Positions and a causal stack whose layers also attend to the encoder's output.
+
+    Args:
+        config: the configuration.
+    """
+
+    def __init__(self, config: ReformerSeq2SeqConfig) -> None:
+        super().__init__()
+        self.embeddings = PositionedInputs(
+            config, config.target_position_shape(), config.max_target_positions
+        )
+        self.stack = ReformerStack(
+            config, list(config.decoder_attn_layers), causal=True, decoder=True
+        )
+
+    def forward(
+        self,
+        vectors: Tensor,
+        positions: Tensor,
+        context: ForwardContext,
+        encoder_states: Tensor,
+        output_hidden_states: bool,
+        output_attentions: bool,
+    ) -> StackOutput:
+        """Decode ``[B, N, d]`` token vectors."""
+        out: StackOutput = self.stack(
+            self.embeddings(vectors, positions),
+            context,
+            encoder_states=encoder_states,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        return out
+
+
+class ReformerSeq2SeqPreTrainedModel(ReformerPreTrainedModel):
+    """Base class of the encoder-decoder models."""
+
+    config: ReformerSeq2SeqConfig
+    config_class = ReformerSeq2SeqConfig
+    base_model_prefix = "model"
+
+    def resize_target_position_embeddings(self, new_num_position_embeddings: int) -> None:
+        """Change the longest target sequence; positions that remain keep their embeddings."""
+        self.base_model.resize_target_position_embeddings(new_num_position_embeddings)
+
+
+class ReformerSeq2SeqModel(ReformerSeq2SeqPreTrainedModel):
+    """The encoder-decoder without a head.
+
+    Lengths of source and target are independent of one another. The token embedding is shared.
+
+    Args:
+        config: the configuration.
+    """
+
+    def __init__(self, config: ReformerSeq2SeqConfig) -> None:
+        super().__init__(config)
+        self.encoder = ReformerModel(config, causal=False)
+        self.decoder = ReformerDecoder(config)
+        self.post_init()
+
+    def get_encoder(self, modality: str | None = None) -> nn.Module:
+        """The encoder, a :class:`ReformerModel`."""
+        return self.encoder
+
+    def get_decoder(self) -> nn.Module:
+        """The decoder."""
+        return self.decoder
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embedding of both encoder and decoder."""
+        return self.encoder.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the token embedding."""
+        self.encoder.word_embeddings = value
+
+    def get_position_embeddings(self) -> nn.Module:
+        """The encoder's table of position embeddings."""
+        return self.encoder.get_position_embeddings()
+
+    def resize_position_embeddings(self, new_num_position_embeddings: int) -> None:
+        """Change the longest source sequence; positions that remain keep their embeddings."""
+        self.encoder.resize_position_embeddings(new_num_position_embeddings)
+
+    def resize_target_position_embeddings(self, new_num_position_embeddings: int) -> None:
+        """Change the longest target sequence; positions that remain keep their embeddings."""
+        std = self.config.axial_norm_std
+        shape = resized_shape(self.decoder.embeddings, new_num_position_embeddings, std)
+        self.config.decoder_axial_pos_shape = shape
+        self.config.max_target_positions = new_num_position_embeddings
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple[Tensor, ...] | None = None,
+        position_ids: Tensor | None = None,
+        decoder_position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        num_hashes: int | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
+    ) -> Seq2SeqModelOutput:
+        """Encode the source and decode the target.
+
+        Args:
+            input_ids: ``[B, M]`` int64 source tokens; see :meth:`ReformerModel.forward`, as for
+                ``attention_mask``, ``position_ids``, ``inputs_embeds`` and ``num_hashes``.
+            attention_mask: ``[B, M]`` source mask.
+            decoder_input_ids: ``[B, N]`` int64 target tokens.
+            decoder_attention_mask: ``[B, N]`` target mask.
+            encoder_outputs: the encoder's output, if it was computed before.
+            position_ids: ``[B, M]`` source positions.
+            decoder_position_ids: ``[B, N]`` target positions.
+            inputs_embeds: ``[B, M, d]`` source vectors.
+            decoder_inputs_embeds: ``[B, N, d]`` target vectors.
+            num_hashes: hash rounds of this call.
+            output_hidden_states: also return intermediate states.
+            output_attentions: also return attention weights, for short sequences.
+            **kwargs: accepted for compatibility.
+
+        Raises:
+            ValueError: no decoder input, or arguments that do not fit together.
+        """
+        config = self.config
+        if decoder_input_ids is None and decoder_inputs_embeds is None:
+            raise ValueError(
+                "one of `decoder_input_ids`, `decoder_inputs_embeds` and, in a model with a head, "
+                "`labels` must be given, got none of them"
+            )
+        want_states = flag(output_hidden_states, config.output_hidden_states)
+        want_attentions = flag(output_attentions, config.output_attentions)
+        if encoder_outputs is None:
+            encoded: BaseModelOutput = self.encoder(
+                input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                inputs_embeds=inputs_embeds,
+                num_hashes=num_hashes,
+                output_hidden_states=want_states,
+                output_attentions=want_attentions,
+                return_dict=True,
+            )
+        elif isinstance(encoder_outputs, tuple):
+            encoded = BaseModelOutput(*encoder_outputs)
+        else:
+            encoded = encoder_outputs
+        states = encoded.last_hidden_state
+
+        vectors = embed_tokens(
+            decoder_input_ids, decoder_inputs_embeds, self.encoder.word_embeddings, "decoder_"
+        )
+        if states.shape[0] != vectors.shape[0]:
+            raise ValueError(
+                f"source and target must have the same batch size, got {states.shape[0]} and "
+                f"{vectors.shape[0]}"
+            )
+        if attention_mask is not None:
+            check_shape(attention_mask, states.shape[:2], "attention_mask")
+        padding = read_padding(decoder_attention_mask, vectors, "decoder_attention_mask")
+        table = self.decoder.embeddings.position_embeddings
+        num_positions = min(table.num_positions, config.max_target_positions)
+        positions = read_positions(
+            decoder_position_ids,
+            padding,
+            vectors,
+            num_positions,
+            ("decoder_position_ids", "max_target_positions"),
+        )
+        hash_seed, dropout_seed = draw_seeds(config, self.training)
+        context = ForwardContext(
+            padding,
+            hash_seed,
+            dropout_seed,
+            encoder_real=None if attention_mask is None else attention_mask != 0,
+            num_hashes=num_hashes,
+        )
+        out = self.decoder(vectors, positions, context, states, want_states, want_attentions)
+        return Seq2SeqModelOutput(
+            last_hidden_state=out.last_hidden_state,
+            decoder_hidden_states=out.hidden_states,
+            decoder_attentions=out.attentions,
+            cross_attentions=out.cross_attentions,
+            encoder_last_hidden_state=states,
+            encoder_hidden_states=encoded.hidden_states,
+            encoder_attentions=encoded.attentions,
+        )
+
+
+class ReformerForConditionalGeneration(ReformerGenerationMixin, ReformerSeq2SeqPreTrainedModel):
+    """The encoder-decoder with a projection to the vocabulary: summarization, translation, ...
+
+    Args:
+        config: the configuration.
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.encoder.word_embeddings.weight"}
+
+    def __init__(self, config: ReformerSeq2SeqConfig) -> None:
+        super().__init__(config)
+        self.model = ReformerSeq2SeqModel(config)
+        self.lm_head = nn.Linear(config.merged_size(), config.vocab_size)
+        self.post_init()
+
+    def get_encoder(self, modality: str | None = None) -> nn.Module:
+        """The encoder, a :class:`ReformerModel`."""
+        return self.model.encoder
+
+    def get_decoder(self) -> nn.Module:
+        """The decoder."""
+        return self.model.decoder
+
+    def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
+        """Decoder inputs that predict ``labels`` ``[B, N]``, for data collators."""
+        config = self.config
+        return shift_right(labels, config.decoder_start_token_id, config.pad_token_id)[0]
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple[Tensor, ...] | None = None,
+        position_ids: Tensor | None = None,
+        decoder_position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_hashes: int | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        num_items_in_batch: NumItems = None,
+        **kwargs: Any,
+    ) -> Seq2SeqLMOutput:
+        """Predict the target.
+
+        Args:
+            input_ids: see :meth:`ReformerSeq2SeqModel.forward`, as for all arguments not listed.
+            attention_mask: see there.
+            decoder_input_ids: see there; made from ``labels`` if not given.
+            decoder_attention_mask: see there; likewise.
+            encoder_outputs: see there.
+            position_ids: see there.
+            decoder_position_ids: see there.
+            inputs_embeds: see there.
+            decoder_inputs_embeds: see there.
+            labels: ``[B, N]`` int64 target tokens, -100 where there is nothing to predict.
+            num_hashes: see there.
+            output_hidden_states: see there.
+            output_attentions: see there.
+            num_items_in_batch: number of labels to divide the loss by.
+            **kwargs: accepted for compatibility.
+
+        Returns:
+            ``loss``, ``logits`` ``[B, N, V]`` and the states of encoder and decoder. In training
+            with labels and ``config.chunk_size_lm_head > 0`` the logits are never formed and
+            ``None``.
+        """
+        if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
+            decoder_input_ids, real = shift_right(
+                labels, self.config.decoder_start_token_id, self.config.pad_token_id
+            )
+            if decoder_attention_mask is None:
+                decoder_attention_mask = real
+        out = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
+            encoder_outputs=encoder_outputs,
+            position_ids=position_ids,
+            decoder_position_ids=decoder_position_ids,
+            inputs_embeds=inputs_embeds,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            num_hashes=num_hashes,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
+        hidden = out.last_hidden_state
+        loss, logits = None, None
+        if labels is not None:
+            check_shape(labels, hidden.shape[:2], "labels")
+        chunk_size = self.config.chunk_size_lm_head
+        if labels is not None and self.training and chunk_size > 0:
+            loss = chunked_token_loss(hidden, self.lm_head, labels, chunk_size, num_items_in_batch)
+        else:
+            logits = self.lm_head(hidden)
+            if labels is not None:
+                loss = token_loss(logits, labels, num_items_in_batch)
+        return Seq2SeqLMOutput(
+            loss=loss,
+            logits=logits,
+            decoder_hidden_states=out.decoder_hidden_states,
+            decoder_attentions=out.decoder_attentions,
+            cross_attentions=out.cross_attentions,
+            encoder_last_hidden_state=out.encoder_last_hidden_state,
+            encoder_hidden_states=out.encoder_hidden_states,
+            encoder_attentions=out.encoder_attentions,
+        )

@@ -1,0 +1,120 @@
+"""One prediction for a whole sequence: single-label, multi-label or regression."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.utils.generic import can_return_tuple
+
+from reformer_hf.configuration_reformer import ReformerConfig
+from reformer_hf.models.base import ReformerPreTrainedModel
+from reformer_hf.models.losses import NumItems, sequence_loss
+from reformer_hf.models.model import ReformerModel, mask_of
+
+
+class ClassificationHead(nn.Module):
+    """``W2 dropout(tanh(W1 dropout(x)))``."""
+
+    def __init__(self, config: ReformerConfig) -> None:
+        super().__init__()
+        dropout = config.classifier_dropout
+        self.dropout = nn.Dropout(config.hidden_dropout_prob if dropout is None else dropout)
+        self.dense = nn.Linear(config.merged_size(), config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.num_labels or 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``[B, num_labels]`` of ``[B, merged_size]``."""
+        logits: Tensor = self.out_proj(self.dropout(torch.tanh(self.dense(self.dropout(x)))))
+        return logits
+
+
+def pool(states: Tensor, attention_mask: Tensor | None, pooling: str) -> Tensor:
+    """One vector per sequence: the mean of its real tokens, or its first real token.
+
+    Args:
+        states: ``[B, N, d]``.
+        attention_mask: ``[B, N]``, or ``None`` if all tokens are real.
+        pooling: ``"mean"`` or ``"first"``.
+
+    Returns:
+        ``[B, d]``; zeros for the mean of a row without real tokens.
+    """
+    real = mask_of(attention_mask, states)
+    if pooling == "first":
+        first = real.to(torch.int64).argmax(dim=1)
+        return states[torch.arange(states.shape[0], device=states.device), first]
+    weight = real.to(states.dtype).unsqueeze(-1)
+    return (states * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1.0)
+
+
+class ReformerForSequenceClassification(ReformerPreTrainedModel):
+    """A bidirectional Reformer with a classification or regression head.
+
+    Args:
+        config: the configuration; ``num_labels`` and ``problem_type`` as everywhere in
+            transformers.
+    """
+
+    def __init__(self, config: ReformerConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.reformer = ReformerModel(config, causal=False)
+        self.classifier = ClassificationHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_hashes: int | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        num_items_in_batch: NumItems = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutput:
+        """Classify sequences.
+
+        Args:
+            input_ids: see :meth:`ReformerModel.forward`, as for all arguments not listed here.
+            attention_mask: see there.
+            position_ids: see there.
+            inputs_embeds: see there.
+            labels: ``[B]`` int64 classes, or ``[B, num_labels]`` floats (several labels, or
+                regression).
+            num_hashes: see there.
+            output_hidden_states: see there.
+            output_attentions: see there.
+            num_items_in_batch: number of labels to divide the loss by.
+            **kwargs: accepted for compatibility.
+
+        Returns:
+            ``loss``, ``logits`` ``[B, num_labels]``, ``hidden_states``, ``attentions``.
+        """
+        out = self.reformer(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            num_hashes=num_hashes,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
+        pooled = pool(out.last_hidden_state, attention_mask, self.config.classifier_pooling)
+        logits = self.classifier(pooled)
+        loss = None
+        if labels is not None:
+            loss = sequence_loss(self.config, logits, labels, num_items_in_batch)
+        return SequenceClassifierOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=out.hidden_states,
+            attentions=out.attentions,
+        )

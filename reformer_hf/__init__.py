@@ -4,7 +4,7 @@ LSH attention, reversible layers and chunked feed-forward, strictly causal, exac
 Importing the package registers its models with transformers' Auto classes.
 """
 
-from reformer_hf.auto import register
+from reformer_hf.auto import make_shareable, register
 from reformer_hf.configuration_reformer import ReformerConfig, ReformerSeq2SeqConfig
 from reformer_hf.models.base import ReformerPreTrainedModel
 from reformer_hf.models.causal_lm import ReformerForCausalLM
@@ -35,4 +35,8 @@ __all__ = [
     "train_bpe_tokenizer",
 ]
 
+# The facades import the names above from this very module, so they come last.
+from reformer_hf import configuration_reformer_hf, modeling_reformer_hf  # noqa: F401
+
 register()
+make_shareable()

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import transformers
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 
+from reformer_hf.checkpoint_conversion import (
+    ORIGINAL_MODEL_TYPE,
+    OriginalReformerConfig,
+    register_weight_names,
+)
 from reformer_hf.configuration_reformer import ReformerConfig, ReformerSeq2SeqConfig
 from reformer_hf.models.causal_lm import ReformerForCausalLM
 from reformer_hf.models.masked_lm import ReformerForMaskedLM
@@ -16,8 +21,7 @@ from reformer_hf.models.token_classification import ReformerForTokenClassificati
 
 CONFIGS: tuple[type[PreTrainedConfig], ...] = (ReformerConfig, ReformerSeq2SeqConfig)
 
-# Auto class -> (configuration, model). The first class named for a model is the one that a shared
-# checkpoint's `auto_map` names.
+# Auto class -> (configuration, model); each model stands under the class that its `auto_map` names.
 AUTO_TABLE: tuple[tuple[str, type[PreTrainedConfig], type[PreTrainedModel]], ...] = (
     ("AutoModel", ReformerConfig, ReformerModel),
     ("AutoModelForCausalLM", ReformerConfig, ReformerForCausalLM),
@@ -33,13 +37,48 @@ AUTO_TABLE: tuple[tuple[str, type[PreTrainedConfig], type[PreTrainedModel]], ...
     ("AutoModelForSeq2SeqLM", ReformerSeq2SeqConfig, ReformerForConditionalGeneration),
 )
 
+# Auto classes that know the built-in Reformer and tell configurations apart by class name only, so
+# that they would build it from a `ReformerConfig` of ours.
+_MORE_AUTO_CLASSES: tuple[tuple[str, type[PreTrainedConfig], type[PreTrainedModel]], ...] = (
+    ("AutoModelForTextEncoding", ReformerConfig, ReformerModel),
+)
 
-def register() -> None:
-    """Make transformers' Auto classes know our configurations and models; may be called again.
 
-    The built-in Reformer (``model_type`` ``"reformer"``) is left as it is.
+def make_shareable() -> None:
+    """Let stock ``save_pretrained`` and ``push_to_hub`` write the facades and an ``auto_map``.
+
+    transformers copies the file of a class's ``__module__``, so the public classes name a facade as
+    their module. Must run after the facades were imported.
+    """
+    package = __name__.rpartition(".")[0]
+    for config in CONFIGS:
+        config.__module__ = f"{package}.configuration_reformer_hf"
+        config.register_for_auto_class("AutoConfig")
+    for auto_name, _, model in AUTO_TABLE:
+        model.__module__ = f"{package}.modeling_reformer_hf"
+        model.register_for_auto_class(auto_name)
+
+
+def register(replace_builtin: bool = False) -> None:
+    """Make transformers know our configurations, models and weights; may be called again.
+
+    Args:
+        replace_builtin: Auto classes open checkpoints of transformers' own Reformer (``model_type``
+            ``"reformer"``) as ours too; ``False``: they open them as transformers does. Our classes
+            open them either way (see :mod:`reformer_hf.checkpoint_conversion`).
+
+    Example:
+        >>> from reformer_hf import register
+        >>> register(replace_builtin=True)  # AutoModelForCausalLM.from_pretrained(..) gives ours
+        >>> register(replace_builtin=False)  # and transformers' again
     """
     for config in CONFIGS:
         AutoConfig.register(config.model_type, config, exist_ok=True)
-    for auto_name, config, model in AUTO_TABLE:
+    for auto_name, config, model in (*AUTO_TABLE, *_MORE_AUTO_CLASSES):
         getattr(transformers, auto_name).register(config, model, exist_ok=True)
+    register_weight_names()
+    replaced = CONFIG_MAPPING[ORIGINAL_MODEL_TYPE] is OriginalReformerConfig
+    if replace_builtin and not replaced:
+        AutoConfig.register(ORIGINAL_MODEL_TYPE, OriginalReformerConfig, exist_ok=True)
+    elif replaced and not replace_builtin:
+        AutoConfig.register(ORIGINAL_MODEL_TYPE, transformers.ReformerConfig, exist_ok=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -19,6 +20,11 @@ CLASSIFIER_POOLINGS = ("mean", "first")
 
 # Seed of the hash rotations in evaluation and generation where `hash_seed` is unset.
 DEFAULT_HASH_SEED = 1
+
+# Other model types whose configuration can become a `ReformerConfig`: model type -> function of the
+# fields of a `config.json`, and of the settings asked for with it, that returns our fields. See
+# `checkpoint_conversion`, which fills it.
+CONFIG_READERS: dict[str, Callable[[dict[str, Any], Mapping[str, Any]], dict[str, Any]]] = {}
 
 
 def derive_axial_shape(max_positions: int) -> tuple[int, int]:
@@ -81,7 +87,7 @@ class ReformerConfig(PreTrainedConfig):
         head_merge (`str`, defaults to `"concat"`): `"concat"` or `"average"` of the heads' outputs.
         reversible (`bool`, defaults to `True`): recompute activations instead of storing them.
         exact_reversible (`bool`, defaults to `True`): recompute them bit for bit.
-        residual_grid (`float`, defaults to 2**-13): what residuals are rounded to for that, a power
+        residual_grid (`float`, defaults to 2**-20): what residuals are rounded to for that, a power
             of two.
         stream_merge (`str`, defaults to `"mean"`): how the two residual streams end: `"mean"`
             (`hidden_size` features) or `"concat"` (twice as many, as in transformers' Reformer).
@@ -149,7 +155,7 @@ class ReformerConfig(PreTrainedConfig):
     head_merge: str = "concat"
     reversible: bool = True
     exact_reversible: bool = True
-    residual_grid: float = 2.0**-13
+    residual_grid: float = 2.0**-20
     stream_merge: str = "mean"
     chunk_size_feed_forward: int = 4096
     chunk_size_lm_head: int = 0
@@ -183,6 +189,26 @@ class ReformerConfig(PreTrainedConfig):
                 f"`num_hidden_layers` is the length of `attn_layers`, {self.num_hidden_layers}, "
                 f"got {layers}"
             )
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The fields that a checkpoint's `config.json` gives, read as ours if need be."""
+        fields, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        return cls._read(fields, kwargs), unused
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """A configuration from the fields of a `config.json`, read as ours if need be."""
+        return super().from_dict(cls._read(config_dict, kwargs), **kwargs)
+
+    @classmethod
+    def _read(cls, fields: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+        reader = CONFIG_READERS.get(fields.get("model_type", cls.model_type))
+        if reader is None or cls.model_type != ReformerConfig.model_type:
+            return fields
+        return reader(fields, settings)
 
     @classmethod
     def _sequence_fields(cls) -> tuple[str, ...]:

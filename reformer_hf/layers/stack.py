@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from reformer_hf.configuration_reformer import ReformerConfig, ReformerSeq2SeqConfig
+from reformer_hf.layers.chunk_pattern import arrange_for_chunks
 from reformer_hf.layers.context import ForwardContext
 from reformer_hf.layers.feed_forward import FeedForward
 from reformer_hf.layers.full_attention import CrossAttention, FullSelfAttention
@@ -112,6 +113,7 @@ class ReformerStack(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.kinds = frozenset(kinds)
         self.layers = nn.ModuleList(
             ReformerLayer(config, kind, index, causal, decoder) for index, kind in enumerate(kinds)
         )
@@ -156,6 +158,9 @@ class ReformerStack(nn.Module):
                 )
             cross: list[Tensor] | None = [] if encoder_states is not None else None
             context = replace(context, attentions=[], cross_attentions=cross)
+        length = x.shape[1]
+        if config.attention_pattern == "chunk":
+            x, context = arrange_for_chunks(x, context, config, self.kinds)
         checkpointing = self.gradient_checkpointing and self.training and not output_attentions
         streams = ResidualStreams(
             x,
@@ -176,6 +181,11 @@ class ReformerStack(nn.Module):
         last: Tensor = self.dropout(self.norm(merged))
         states.append(last)
         attentions, crosses = context.attentions, context.cross_attentions
+        if x.shape[1] > length:
+            # Only the chunk pattern adds positions.
+            last, states = last[:, :length], [s[:, :length] for s in states]
+            attentions = attentions and [a[..., :length, :length] for a in attentions]
+            crosses = crosses and [a[..., :length, :] for a in crosses]
         return StackOutput(
             last_hidden_state=last,
             hidden_states=tuple(states) if output_hidden_states else None,

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
+from reformer_hf.checkpoint_conversion import IGNORED_BUFFERS
 from reformer_hf.configuration_reformer import ReformerConfig
 from reformer_hf.layers.embeddings import (
     AxialPositionEmbeddings,
@@ -32,6 +33,7 @@ class ReformerPreTrainedModel(PreTrainedModel):
         "CrossAttention",
         "FeedForward",
     )
+    _keys_to_ignore_on_load_unexpected = list(IGNORED_BUFFERS)
 
     def __init__(self, config: ReformerConfig) -> None:
         if isinstance(config, ReformerConfig):

@@ -113,6 +113,15 @@ class ReformerModel(ReformerPreTrainedModel):
         )
 
 
+def causality_under_encoder_head(config: ReformerConfig) -> bool | None:
+    """What a head that reads both sides passes as ``causal``.
+
+    ``False``; but in the ``chunk`` pattern ``None``, as ``config.is_decoder`` says. That is what
+    transformers' heads do, so weights were trained that way.
+    """
+    return None if config.attention_pattern == "chunk" else False
+
+
 def flag(value: bool | None, default: bool | None) -> bool:
     """An optional argument, or the configuration's value if it was not given."""
     return bool(default if value is None else value)

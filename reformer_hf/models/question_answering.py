@@ -12,11 +12,13 @@ from transformers.utils.generic import can_return_tuple
 from reformer_hf.configuration_reformer import ReformerConfig
 from reformer_hf.models.base import ReformerPreTrainedModel
 from reformer_hf.models.losses import NumItems, span_loss
-from reformer_hf.models.model import ReformerModel, mask_of
+from reformer_hf.models.model import ReformerModel, causality_under_encoder_head, mask_of
 
 
 class ReformerForQuestionAnswering(ReformerPreTrainedModel):
     """A bidirectional Reformer that scores every token as start and end of the answer.
+
+    In the ``chunk`` pattern ``config.is_decoder`` makes it causal, as in transformers.
 
     Args:
         config: the configuration.
@@ -24,7 +26,7 @@ class ReformerForQuestionAnswering(ReformerPreTrainedModel):
 
     def __init__(self, config: ReformerConfig) -> None:
         super().__init__(config)
-        self.reformer = ReformerModel(config, causal=False)
+        self.reformer = ReformerModel(config, causality_under_encoder_head(config))
         self.qa_outputs = nn.Linear(config.merged_size(), 2)
         self.post_init()
 

@@ -12,7 +12,7 @@ from transformers.utils.generic import can_return_tuple
 from reformer_hf.configuration_reformer import ReformerConfig
 from reformer_hf.models.base import ReformerPreTrainedModel
 from reformer_hf.models.losses import NumItems, sequence_loss
-from reformer_hf.models.model import ReformerModel, mask_of
+from reformer_hf.models.model import ReformerModel, causality_under_encoder_head, mask_of
 
 
 class ClassificationHead(nn.Module):
@@ -53,6 +53,8 @@ def pool(states: Tensor, attention_mask: Tensor | None, pooling: str) -> Tensor:
 class ReformerForSequenceClassification(ReformerPreTrainedModel):
     """A bidirectional Reformer with a classification or regression head.
 
+    In the ``chunk`` pattern ``config.is_decoder`` makes it causal, as in transformers.
+
     Args:
         config: the configuration; ``num_labels`` and ``problem_type`` as everywhere in
             transformers.
@@ -61,7 +63,7 @@ class ReformerForSequenceClassification(ReformerPreTrainedModel):
     def __init__(self, config: ReformerConfig) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels
-        self.reformer = ReformerModel(config, causal=False)
+        self.reformer = ReformerModel(config, causality_under_encoder_head(config))
         self.classifier = ClassificationHead(config)
         self.post_init()
 

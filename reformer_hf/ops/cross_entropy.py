@@ -39,10 +39,20 @@ def linear_cross_entropy(
     Returns:
         A scalar in fp32 (fp64 for fp64 inputs): the *sum*; divide by the number of labels for the
         mean.
+
+    Raises:
+        ValueError: a negative ``chunk_size``.
     """
+    if chunk_size < 0:
+        raise ValueError(f"`chunk_size` must not be negative, got {chunk_size}")
     rows = (labels != ignore_index).nonzero().squeeze(-1)
     total: Tensor = _LinearCrossEntropy.apply(
-        hidden[rows], weight, bias, labels[rows], chunk_size or max(1, rows.numel())
+        hidden[rows],
+        weight,
+        bias,
+        labels[rows],
+        chunk_size or max(1, rows.numel()),
+        torch.is_grad_enabled(),
     )
     return total
 
@@ -56,13 +66,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         bias: Tensor | None,
         labels: Tensor,
         chunk_size: int,
+        with_grad: bool,
     ) -> Tensor:
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         device_type = hidden.device.type
         compute = hidden.dtype
-        if torch.is_autocast_enabled(device_type):
+        if torch.is_autocast_enabled(device_type) and wide != torch.float64:
             compute = torch.get_autocast_dtype(device_type)
-        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+        # `needs_input_grad` is true of every parameter, even while gradients are off.
+        need_hidden, need_weight, need_bias = (n and with_grad for n in ctx.needs_input_grad[:3])
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=wide) if need_weight else None
         grad_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and need_bias else None
@@ -100,4 +112,4 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if saved is None else (saved * grad_total.to(saved.dtype)).to(dtype)
             for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return (*grads, None, None)
+        return (*grads, None, None, None)

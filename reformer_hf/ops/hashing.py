@@ -50,7 +50,8 @@ def factorize_buckets(num_buckets: int | Sequence[int]) -> tuple[int, ...]:
         raise ValueError(
             f"`num_buckets` must be 1 or even, as must each of its factors, got {num_buckets!r}"
         )
-    if len(factors) == 1 and factors[0] > _FACTORIZE_ABOVE and factors[0].bit_count() == 1:
+    single = isinstance(num_buckets, int)
+    if single and factors[0] > _FACTORIZE_ABOVE and factors[0].bit_count() == 1:
         bits = factors[0].bit_length() - 1
         factors = (1 << (bits // 2), 1 << (bits - bits // 2))
     return factors

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from reformer_hf.ops.hashing import choose_num_buckets, factorize_buckets, hash_vectors
+from reformer_hf.ops.original_rounding import lonely_mass
 from reformer_hf.ops.padding import Padding
 from reformer_hf.ops.seeds import cpu_generator
 from reformer_hf.ops.sorting import BucketOrder, sort_by_bucket
@@ -17,7 +18,11 @@ from reformer_hf.ops.windowed_attention import (
     WindowedAttentionCall,
     windowed_attention,
 )
+from reformer_hf.ops.windowed_attention.call import SELF_SCORE
 from reformer_hf.ops.windowed_attention.reference import attention_weights
+
+# Backends compare ranks spaced by the window between buckets, doubled, as 32-bit integers.
+_MAX_SPACED_RANK = 1 << 27
 
 
 def buckets_for_length(length: int, window: AttentionWindow) -> int:
@@ -51,6 +56,9 @@ def hash_tokens(
     Returns:
         ``[B, H, R, N]`` int64, or ``None`` if every row has one bucket or one chunk: then there is
         nothing to hash, and all rounds would be alike.
+
+    Raises:
+        ValueError: a number of buckets that cannot be hashed, or absurdly many of them.
     """
     batch, _, length, _ = vectors.shape
     if window.pattern == "chunk" and length <= window.chunk_length:
@@ -60,8 +68,15 @@ def hash_tokens(
         per_row = [factorize_buckets(buckets_for_length(n, window)) for n in lengths]
     else:
         per_row = [factorize_buckets(num_buckets)] * batch
-    if all(_count(factors) == 1 for factors in per_row):
+    most = max((_count(factors) for factors in per_row), default=1)
+    if most == 1:
         return None
+    reach = min(max(window.before, window.after), length)
+    if window.pattern == "window" and most * (reach + 1) >= _MAX_SPACED_RANK:
+        raise ValueError(
+            f"`num_buckets` times the window must be below {_MAX_SPACED_RANK}, "
+            f"got {most} buckets and a window of {reach} tokens"
+        )
 
     positions = padding.positions() if padding is not None else None
 
@@ -87,8 +102,7 @@ def hash_tokens(
             rows = [i for i, own in enumerate(per_row) if own == factors]
             buckets[rows] = hashed(rows, factors)
     if padding is not None:
-        sentinel = max(_count(factors) for factors in per_row)
-        buckets = torch.where(padding.real[:, None, None, :], buckets, sentinel)
+        buckets = torch.where(padding.real[:, None, None, :], buckets, most)
     return buckets
 
 
@@ -116,6 +130,18 @@ def _order(query_key: Tensor, **arguments: Any) -> tuple[BucketOrder | None, Ten
         # Chunks are cut in the sequence itself, padding included; windows count real tokens.
         order = None if arguments["window"].pattern == "chunk" else padding_order(padding)
     return order, padding.real if padding is not None else None
+
+
+def _rounded(
+    rows: Tensor,
+    order: BucketOrder | None,
+    lonely: Tensor,
+    window: AttentionWindow,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Rows ``[B, H, N, ..]`` as the original rounds them in its ``chunk`` pattern."""
+    mass = lonely_mass(order, lonely, window, dtype)
+    return rows if mass is None else rows * mass.unsqueeze(-1).to(rows.dtype)
 
 
 def lsh_attention(
@@ -166,9 +192,12 @@ def lsh_attention(
         bucket_width=bucket_width,
         padding=padding,
     )
-    return windowed_attention(
+    out, lse = windowed_attention(
         query_key, None, value, order, window=window, real=real, backend=backend
     )
+    if window.pattern == "chunk":
+        out = _rounded(out, order, lse < 0.5 * SELF_SCORE, window, lse.dtype)
+    return out, lse
 
 
 def lsh_attention_weights(query_key: Tensor, value: Tensor, **arguments: Any) -> Tensor:
@@ -180,4 +209,8 @@ def lsh_attention_weights(query_key: Tensor, value: Tensor, **arguments: Any) ->
     call = WindowedAttentionCall(
         query_key, None, value, order, real, arguments["window"], scale=1.0
     )
-    return attention_weights(call)
+    weights = attention_weights(call)
+    if call.window.pattern == "chunk":
+        lonely = weights.diagonal(dim1=-2, dim2=-1) > 0.5
+        weights = _rounded(weights, order, lonely, call.window, weights.dtype)
+    return weights

@@ -6,10 +6,15 @@ keeps the two final streams instead of every intermediate one: memory does not g
 Source: RevNet (arXiv:1707.04585); Reformer, section 3 (arXiv:2001.04451).
 
 **Exactly.** Floating-point sums round, so a stream recovered by subtraction is normally a little
-off, and gradients are those of slightly different activations. Here streams are fp32 and every
-``f_k`` is rounded to multiples of a grid ``g`` (a power of two) before it is added. Sums of
-multiples of ``g`` below ``g * 2**24`` are exact in fp32; subtracting gives back the same bits. The
-rounding is straight-through in the backward pass.
+off, and gradients are those of slightly different activations. Here a stream is *stored* as whole
+numbers of steps of a grid ``g`` (a power of two) in int32, every ``f_k`` is rounded to steps before
+it is added, and integer sums are exact: subtracting gives back the same bits. What the layers
+*read* is ``g * stored`` in fp32. The rounding is straight-through in the backward pass.
+
+Why integers: sums of grid multiples in fp32 are exact too, but only below ``2**24 g``, so a grid
+that leaves room for large activations is coarse (``2**-13`` for 2,048), and the last-bit noise of
+matrix products then flips values by visible amounts. Thirty-one bits allow ``2**-20`` for the same
+range and the same memory.
 
 **How.** Every step is one autograd Function with the two streams, the step's other inputs and its
 parameters as inputs. Nothing is saved but a handle on a :class:`_Tape`, which in the backward pass
@@ -27,8 +32,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Integers up to 2**24 are exact in fp32, so sums of grid multiples are exact below grid * 2**24.
-_EXACT_STEPS = float(1 << 24)
+# A stream may use three quarters of the range of int32 and a single step one quarter, so that no
+# sum wraps around before it is noticed.
+_RANGE = float(1 << 31)
+_STREAM_SHARE, _STEP_SHARE = 0.75, 0.25
 
 
 @dataclass(frozen=True)
@@ -56,54 +63,77 @@ class ReversibleStep:
         return x.split(self.chunk_size, dim=1)
 
 
-def round_to_grid(x: Tensor, grid: float) -> Tensor:
-    """The nearest multiple of ``grid`` (ties to even), in fp32 or fp64; the gradient is passed on.
-
-    Args:
-        x: any shape, floating point.
-        grid: a power of two.
-    """
-    rounded: Tensor = _RoundToGrid.apply(x, grid)
-    return rounded
-
-
 def _widen(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-class _RoundToGrid(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, grid: float) -> Tensor:
-        ctx.dtype = x.dtype
-        return _widen(x).mul(1.0 / grid).round_().mul_(grid)
+def to_steps(x: Tensor, grid: float | None) -> Tensor:
+    """What is stored for a float tensor: the nearest whole number of grid steps (ties to even).
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad.to(ctx.dtype), None
+    Args:
+        x: any shape, floating point.
+        grid: a power of two, or ``None``: the numbers themselves are stored.
+
+    Returns:
+        int32 (int64 for fp64 input), or ``x`` in its own dtype without a grid.
+    """
+    if grid is None:
+        return x
+    stored = torch.int64 if x.dtype == torch.float64 else torch.int32
+    return _widen(x).mul(1.0 / grid).round_().to(stored)
 
 
-def _residual(x: Tensor, grid: float | None) -> Tensor:
-    """What a step adds to its stream."""
-    return x if grid is None else round_to_grid(x, grid)
+def from_steps(stored: Tensor, grid: float | Tensor | None) -> Tensor:
+    """The inverse of :func:`to_steps`: ``grid * stored`` in fp32 (fp64 for int64)."""
+    if grid is None:
+        return stored
+    wide = torch.float64 if stored.dtype == torch.int64 else torch.float32
+    return stored.to(wide).mul_(grid)
+
+
+class _Gauge:
+    """Watches the range of the streams of one forward pass, without waiting for the device.
+
+    Attributes:
+        peak: 0-d tensor, the largest share of its allowance that a stream or a step has used.
+    """
+
+    def __init__(self, grid: float) -> None:
+        self.grid = grid
+        self.peak: Tensor | None = None
+
+    def factor(self, stored: Tensor, added: Tensor) -> Tensor:
+        """The grid as a 0-d tensor, or NaN if the sum cannot be trusted.
+
+        Infinite and undefined residuals, which integers cannot represent, become NaN this way too.
+        """
+        limit = self.grid * _RANGE
+        used = torch.maximum(
+            from_steps(torch.stack(stored.aminmax()), self.grid).abs().amax()
+            / (_STREAM_SHARE * limit),
+            torch.linalg.vector_norm(_widen(added), torch.inf) / (_STEP_SHARE * limit),
+        )
+        self.peak = used if self.peak is None else torch.maximum(self.peak, used)
+        return torch.where(used < 1.0, self.grid, torch.nan)
 
 
 @dataclass
 class _Tape:
-    """The streams of one forward pass on their way back.
+    """The stored streams of one forward pass, there and back.
 
     Attributes:
         position: number of steps whose effect the streams contain; ``None``: no streams.
-        streams: the two streams at that position.
+        stored: the two streams at that position, as :func:`to_steps` stores them.
     """
 
     position: int | None = None
-    streams: list[Tensor] = field(default_factory=list)
+    stored: list[Tensor] = field(default_factory=list)
 
-    def load(self, position: int, streams: Sequence[Tensor]) -> None:
-        self.position, self.streams = position, [s.detach() for s in streams]
+    def load(self, position: int, stored: Sequence[Tensor]) -> None:
+        self.position, self.stored = position, [s.detach() for s in stored]
 
     def clear(self) -> None:
-        self.position, self.streams = None, []
+        self.position, self.stored = None, []
 
 
 @dataclass(frozen=True)
@@ -163,14 +193,15 @@ class _Coupling(torch.autograd.Function):
     def forward(
         ctx: Any,
         tape: _Tape,
-        index: int,
+        gauge: _Gauge | None,
         step: ReversibleStep,
-        grid: float | None,
         source: Tensor,
         target: Tensor,
         *tensors: Tensor,
     ) -> Tensor:
-        ctx.tape, ctx.index, ctx.grid = tape, index, grid
+        index = tape.position or 0
+        ctx.tape, ctx.index = tape, index
+        ctx.grid = None if gauge is None else gauge.grid
         num_inputs = len(step.inputs)
         inputs = tensors[:num_inputs]
         ctx.save_for_backward(*inputs)
@@ -178,22 +209,26 @@ class _Coupling(torch.autograd.Function):
         ctx.step = ReversibleStep(step.function, (), (), step.chunk_size)
         ctx.surroundings = _Surroundings.capture(source.device)
         with ctx.surroundings.autocast_uncached():
-            added = [_residual(step.function(x, *inputs), grid) for x in step.chunks(source)]
-        return target + (added[0] if len(added) == 1 else torch.cat(added, dim=1))
+            added = join([step.function(x, *inputs) for x in step.chunks(source)])
+        stored, out = _add(tape.stored[index % 2], added, gauge)
+        tape.stored[index % 2] = stored
+        tape.position = index + 1
+        return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        tape, index = ctx.tape, ctx.index
+        tape, index, grid = ctx.tape, ctx.index, ctx.grid
         if tape.position != index + 1:
             raise RuntimeError(
                 f"step {index} of the reversible stack needs the streams after step {index}, but "
                 f"the streams at hand are those of position {tape.position}; was a gradient hook "
                 "or a backward pass run out of order?"
             )
-        source, out = tape.streams[1 - index % 2], tape.streams[index % 2]
-        need_source = ctx.needs_input_grad[4]
-        need = ctx.needs_input_grad[6:]
+        source = from_steps(tape.stored[1 - index % 2], grid)
+        out = tape.stored[index % 2]
+        need_source = ctx.needs_input_grad[3]
+        need = ctx.needs_input_grad[5:]
         inputs = [
             x.detach().requires_grad_(n) for x, n in zip(ctx.saved_tensors, need, strict=False)
         ]
@@ -209,11 +244,9 @@ class _Coupling(torch.autograd.Function):
                 x = part.detach().requires_grad_(need_source)
                 with torch.enable_grad():
                     added = ctx.step.function(x, *inputs)
-                torch.sub(
-                    out[:, start:stop],
-                    _residual(added.detach(), ctx.grid),
-                    out=target[:, start:stop],
-                )
+                steps = to_steps(added.detach(), grid)
+                torch.sub(out[:, start:stop], steps, out=target[:, start:stop])
+                grads: Sequence[Tensor | None] = [None] * (len(wanted) + need_source)
                 if added.requires_grad:
                     grads = torch.autograd.grad(
                         added,
@@ -221,14 +254,12 @@ class _Coupling(torch.autograd.Function):
                         grad_out[:, start:stop].to(added.dtype),
                         allow_unused=True,
                     )
-                    if grad_source is not None:
-                        own, grads = grads[0], grads[1:]
-                        grad_source[:, start:stop] = 0.0 if own is None else own
-                    totals = [_accumulate(t, g) for t, g in zip(totals, grads, strict=True)]
-                elif grad_source is not None:
-                    grad_source[:, start:stop] = 0.0
+                if grad_source is not None:
+                    own, grads = grads[0], grads[1:]
+                    grad_source[:, start:stop] = 0.0 if own is None else own
+                totals = [_accumulate(t, g) for t, g in zip(totals, grads, strict=True)]
                 start = stop
-        tape.streams[index % 2] = target
+        tape.stored[index % 2] = target
         tape.position = index
         if index == 0:
             tape.clear()
@@ -237,14 +268,57 @@ class _Coupling(torch.autograd.Function):
             for total, w in zip(totals, wanted, strict=True)
         )
         return (
-            None,
-            None,
-            None,
-            None,
+            *(None, None, None),
             grad_source,
             grad_out,
             *(next(results) if n else None for n in need),
         )
+
+
+def join(chunks: Sequence[Tensor]) -> Tensor:
+    """Chunks of a sequence as one tensor ``[B, N, d]``."""
+    return chunks[0] if len(chunks) == 1 else torch.cat(list(chunks), dim=1)
+
+
+def _add(stored: Tensor, added: Tensor, gauge: _Gauge | None) -> tuple[Tensor, Tensor]:
+    """The stored stream after a step, and what is read of it."""
+    if gauge is None:
+        total = stored + added
+        return total, total
+    total = stored + to_steps(added, gauge.grid)
+    return total, from_steps(total, gauge.factor(total, added))
+
+
+class _ExactAdd(torch.autograd.Function):
+    """``target + added`` through the stored stream; gradients pass straight to both."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, stored: Tensor, target: Tensor, added: Tensor, gauge: _Gauge
+    ) -> tuple[Tensor, Tensor]:
+        ctx.dtype = added.dtype
+        total, out = _add(stored, added, gauge)
+        ctx.mark_non_differentiable(total)
+        return total, out
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return None, grad, grad.to(ctx.dtype), None
+
+
+class _EnterGrid(torch.autograd.Function):
+    """``from_steps(to_steps(x))``; the gradient passes straight through."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, grid: float) -> tuple[Tensor, Tensor]:
+        ctx.dtype = x.dtype
+        stored = to_steps(x, grid)
+        ctx.mark_non_differentiable(stored)
+        return stored, from_steps(stored, grid)
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.to(ctx.dtype), None
 
 
 def _accumulate(total: Tensor | None, grad: Tensor | None) -> Tensor | None:
@@ -258,19 +332,15 @@ class _Anchor(torch.autograd.Function):
     """Passes the streams on, and puts them on the tape when the backward pass comes by."""
 
     @staticmethod
-    def forward(
-        ctx: Any, tape: _Tape, position: int, first: Tensor, second: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        ctx.tape, ctx.position = tape, position
-        ctx.save_for_backward(first, second)
+    def forward(ctx: Any, tape: _Tape, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.tape, ctx.position = tape, tape.position
+        ctx.save_for_backward(*tape.stored)
         return first.view_as(first), second.view_as(second)
 
     @staticmethod
-    def backward(
-        ctx: Any, grad_first: Tensor, grad_second: Tensor
-    ) -> tuple[None, None, Tensor, Tensor]:
+    def backward(ctx: Any, grad_first: Tensor, grad_second: Tensor) -> tuple[None, Tensor, Tensor]:
         ctx.tape.load(ctx.position, ctx.saved_tensors)
-        return None, None, grad_first, grad_second
+        return None, grad_first, grad_second
 
 
 Checkpoint = Callable[..., Tensor]
@@ -286,7 +356,7 @@ class ResidualStreams:
         >>> import torch
         >>> layer = torch.nn.Linear(8, 8)
         >>> step = ReversibleStep(layer, tuple(layer.parameters()))
-        >>> streams = ResidualStreams(torch.randn(2, 5, 8), reversible=True, grid=2.0**-13)
+        >>> streams = ResidualStreams(torch.randn(2, 5, 8), reversible=True, grid=2.0**-20)
         >>> streams.add(step)
         >>> streams.add(step)
         >>> first, second = streams.read()
@@ -313,40 +383,39 @@ class ResidualStreams:
             checkpoint: ``checkpoint(function, *tensors)`` for gradient checkpointing of the plain
                 path; the reversible path has no use for it.
         """
-        start = _residual(x, grid)
+        self._gauge = None if grid is None else _Gauge(grid)
+        stored, start = (x.detach(), x) if grid is None else _EnterGrid.apply(x, grid)
         self._streams = [start, start]
-        self._grid = grid
+        self._stored = [stored, stored]
         self._position = 0
         self._checkpoint = checkpoint
-        self._tape = _Tape() if reversible and torch.is_grad_enabled() else None
-        self._peak: Tensor | None = None
+        self._tape: _Tape | None = None
+        if reversible and torch.is_grad_enabled():
+            self._tape = _Tape(0, self._stored)
 
     def add(self, step: ReversibleStep) -> None:
         """Add ``f(other stream)`` to the stream whose turn it is."""
-        index = self._position
-        source, target = self._streams[1 - index % 2], self._streams[index % 2]
+        turn = self._position % 2
+        source, target = self._streams[1 - turn], self._streams[turn]
         if self._tape is not None:
-            updated = _Coupling.apply(
-                self._tape, index, step, self._grid, source, target, *step.inputs, *step.parameters
+            self._streams[turn] = _Coupling.apply(
+                self._tape, self._gauge, step, source, target, *step.inputs, *step.parameters
             )
         else:
-            updated = self._add_plainly(step, source, target)
-        self._streams[index % 2] = updated
+            added = self._call(step, source)
+            if self._gauge is None:
+                self._streams[turn] = target + added
+            else:
+                self._stored[turn], self._streams[turn] = _ExactAdd.apply(
+                    self._stored[turn], target, added, self._gauge
+                )
         self._position += 1
-        if self._tape is not None and self._grid is not None:
-            peak = torch.linalg.vector_norm(updated.detach(), torch.inf)
-            self._peak = peak if self._peak is None else torch.maximum(self._peak, peak)
 
-    def _add_plainly(self, step: ReversibleStep, source: Tensor, target: Tensor) -> Tensor:
-        function = step.function
-        if self._checkpoint is not None:
-            checkpoint = self._checkpoint
-
-            def function(*tensors: Tensor) -> Tensor:
-                return checkpoint(step.function, *tensors)
-
-        added = [_residual(function(x, *step.inputs), self._grid) for x in step.chunks(source)]
-        return target + (added[0] if len(added) == 1 else torch.cat(added, dim=1))
+    def _call(self, step: ReversibleStep, source: Tensor) -> Tensor:
+        if self._checkpoint is None:
+            return join([step.function(x, *step.inputs) for x in step.chunks(source)])
+        checkpoint = self._checkpoint
+        return join([checkpoint(step.function, x, *step.inputs) for x in step.chunks(source)])
 
     def read(self) -> tuple[Tensor, Tensor]:
         """The streams as they are now; gradients may flow into them.
@@ -356,22 +425,23 @@ class ResidualStreams:
         """
         if self._tape is None:
             return self._streams[0], self._streams[1]
-        self._streams = list(_Anchor.apply(self._tape, self._position, *self._streams))
+        self._streams = list(_Anchor.apply(self._tape, *self._streams))
         return self._streams[0], self._streams[1]
 
     def check_range(self) -> None:
-        """Make sure that no sum so far was rounded (one device sync).
+        """Make sure that no stream so far left its range (one device sync).
 
         Raises:
-            OverflowError: a stream left the range in which sums on the grid are exact.
+            OverflowError: a sum was too large to be stored; what is read of it is NaN.
         """
-        if self._peak is None or self._grid is None:
+        if self._gauge is None or self._gauge.peak is None:
             return
-        peak, limit = float(self._peak), self._grid * _EXACT_STEPS
+        peak, grid = float(self._gauge.peak), self._gauge.grid
         # Infinite and undefined values are a numerical failure that the loss shows by itself.
-        if limit <= peak < float("inf"):
+        if 1.0 <= peak < float("inf"):
             raise OverflowError(
-                f"a residual stream reached {peak:.4g}, but with residual_grid={self._grid} sums "
-                f"are exact only below {limit:.4g}: lower the learning rate, raise `residual_grid` "
-                "or set `exact_reversible=False`"
+                f"a residual stream or step reached {peak:.3g} times what residual_grid={grid} "
+                f"allows ({_STREAM_SHARE * _RANGE * grid:.4g} for a stream, "
+                f"{_STEP_SHARE * _RANGE * grid:.4g} for one step): lower the learning rate, raise "
+                "`residual_grid` or set `exact_reversible=False`"
             )

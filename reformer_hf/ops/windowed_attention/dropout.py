@@ -20,7 +20,10 @@ _HASH_KEY = 1
 
 
 def _mix(x: Tensor) -> Tensor:
-    """Scramble int32 numbers in place; arithmetic shifts are fine, the hash only has to mix."""
+    """Scramble int32 numbers in place, into ``[0, 2**31)``.
+
+    The shifts are arithmetic and copy the sign, so that ``x ^ (x >> 16)`` is never negative.
+    """
     x ^= x >> 16
     x *= _M1
     x ^= x >> 15
@@ -52,7 +55,7 @@ def key_codes(seed: int, positions: Tensor) -> Tensor:
 def keep_mask(query_code: Tensor, key_code: Tensor, dropout: float) -> Tensor:
     """True where a pair is kept, with probability ``1 - dropout``; codes broadcast against another.
 
-    A code is kept if, seen as a signed 32-bit number, it is at least ``(dropout - 1/2) * 2**32``.
+    A code is kept if it is at least ``dropout * 2**31``; codes spread evenly over ``[0, 2**31)``.
     """
     code = _mix(query_code ^ key_code)
-    return code >= int((dropout - 0.5) * (1 << 32))
+    return code >= int(dropout * (1 << 31))

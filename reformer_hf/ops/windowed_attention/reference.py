@@ -92,8 +92,12 @@ def _weights(call: WindowedAttentionCall) -> tuple[Tensor, Tensor]:
     scores = torch.where(counts > 0, scores + multiplicity.clamp(min=1e-30).log(), -torch.inf)
 
     # 5. Softmax over everything that any round makes visible; a row that sees nothing gives zeros.
-    lse = scores.transpose(2, 3).flatten(3).logsumexp(dim=-1)
-    weights = torch.exp(scores - lse.clamp(min=-1e30)[:, :, None, :, None])
+    # (Not exp(scores - lse): fp32 cannot hold the lse of a token that sees only itself.)
+    row = scores.transpose(2, 3).flatten(3)
+    lse = row.logsumexp(dim=-1)
+    blind = torch.isneginf(lse).unsqueeze(-1)
+    row = row.masked_fill(blind, 0.0).softmax(dim=-1).masked_fill(blind, 0.0)
+    weights = row.unflatten(3, (-1, length)).transpose(2, 3)
 
     # 6. Dropout acts on each round's weight.
     if window.dropout > 0.0:
@@ -111,10 +115,12 @@ def _weights(call: WindowedAttentionCall) -> tuple[Tensor, Tensor]:
 
 def attention_weights(call: WindowedAttentionCall) -> Tensor:
     """The merged attention matrix ``[B, H, N, N]``; rows sum to 1 where nothing is dropped."""
-    return _weights(call)[0]
+    with torch.autocast(call.query.device.type, enabled=False):
+        return _weights(call)[0]
 
 
 def run(call: WindowedAttentionCall) -> tuple[Tensor, Tensor]:
     """Output ``[B, H, N, D]`` and merged ``lse`` ``[B, H, N]``."""
-    weights, lse = _weights(call)
-    return torch.matmul(weights.to(call.value.dtype), call.value), lse
+    with torch.autocast(call.query.device.type, enabled=False):
+        weights, lse = _weights(call)
+        return torch.matmul(weights.to(call.value.dtype), call.value), lse.detach()

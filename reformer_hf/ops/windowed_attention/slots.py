@@ -71,8 +71,9 @@ class SlotLayout:
         self._round_slots = -(-length // self.tile) * self.tile
         self.slots = self._round_slots * (rounds if self.is_ring else 1)
         self.num_tiles = self.slots // self.tile
-        self.before = window.before * (self.tile if self.is_ring else 1)
-        self.after = window.after * (self.tile if self.is_ring else 1)
+        # No two tokens of a bucket are further apart than the sequence is long.
+        self.before = window.before * self.tile if self.is_ring else min(window.before, length - 1)
+        self.after = window.after * self.tile if self.is_ring else min(window.after, length - 1)
         self.num_passes = 1 if self.is_ring else rounds
 
         def per_slice(x: Tensor) -> Tensor:
@@ -90,9 +91,7 @@ class SlotLayout:
             self._place = self._rank // self.tile + first_chunk.unsqueeze(-1)
         else:
             # Doubled, so that the middle of every window is a whole number.
-            self._place = 2 * per_slice(
-                spaced_rank(self._order, max(window.before, window.after) + 1)
-            )
+            self._place = 2 * per_slice(spaced_rank(self._order, max(self.before, self.after) + 1))
 
     @property
     def shared(self) -> bool:
@@ -192,10 +191,9 @@ class SlotLayout:
         if self.is_ring:
             self._mask_ring_(scores, query_tag, key_tag)
         else:
-            window = self.window
-            distance = (query_tag - (window.before - window.after)) - key_tag
-            scores.masked_fill_(distance.abs_() > window.before + window.after, -torch.inf)
-            if window.exclude_self:
+            distance = (query_tag - (self.before - self.after)) - key_tag
+            scores.masked_fill_(distance.abs_() > self.before + self.after, -torch.inf)
+            if self.window.exclude_self:
                 scores.diagonal(self.before, dim1=-2, dim2=-1).fill_(SELF_SCORE)
         votes = self._count_votes(part, first, last)
         if votes is not None:
@@ -226,10 +224,10 @@ class SlotLayout:
                         met = ((step - shift).remainder_(self.num_tiles) == 0).to(torch.int32)
                         votes = met if votes is None else votes.add_(met)
             else:
-                distance = (query - (window.before - window.after)) - self.key_tiles(
+                distance = (query - (self.before - self.after)) - self.key_tiles(
                     part.key_votes[:, r], first, last
                 )
-                met = (distance.abs_() <= window.before + window.after).to(torch.int32)
+                met = (distance.abs_() <= self.before + self.after).to(torch.int32)
                 votes = met if votes is None else votes.add_(met)
         return None if votes is None else votes.clamp_(min=1)
 

@@ -92,12 +92,23 @@ def _gather(rows: Tensor, index: Tensor) -> Tensor:
     return rows.index_select(0, index.reshape(-1)).view(*index.shape, -1)
 
 
+def _row_sums(weights: Tensor) -> Tensor:
+    """Sums over the keys ``[.., K]``, with the last dimension kept.
+
+    The same wherever in the row the keys stand: later tokens move the tiles of a sorted order, and
+    partial sums in fp32 would round differently then. A residual grid and the hashes of the next
+    layer make visible changes of earlier outputs out of that.
+    """
+    wide = weights.dtype if weights.device.type == "mps" else torch.float64
+    return weights.sum(dim=-1, keepdim=True, dtype=wide).to(weights.dtype)
+
+
 def _take_slots(x: Tensor, slot_of_token: Tensor) -> Tensor:
     """``[G, L, ..]`` by slot into ``[G, copies, N, ..]`` by token."""
     group, slots = x.shape[:2]
     first = torch.arange(group, device=x.device).view(-1, 1, 1) * slots
     index = first + slot_of_token
-    return x.reshape(group * slots, -1).index_select(0, index.view(-1)).view(*index.shape, -1)
+    return x.reshape(group * slots, -1).index_select(0, index.reshape(-1)).view(*index.shape, -1)
 
 
 class _Kernel:
@@ -130,30 +141,26 @@ class _Kernel:
             query = query * self.call.scale
         return query, key, value
 
-    def _queries(self, x: Tensor, g: int, first: int, last: int) -> Tensor:
-        """Query slots of one slice as tiles ``[T', C, D]``."""
+    def _queries(self, x: Tensor, first: int, last: int) -> Tensor:
+        """Query slots ``[G, L, D]`` as tiles ``[G T', C, D]``."""
         tile = self.layout.tile
-        return x[g, first * tile : last * tile].unflatten(0, (last - first, tile))
+        part = x[:, first * tile : last * tile]
+        return part.reshape(-1, tile, x.shape[-1])
 
-    def _keys(self, x: Tensor, g: int, first: int, last: int) -> Tensor:
-        """Key slots of one slice as overlapping tiles ``[T', K, D]``, a view."""
+    def _keys(self, x: Tensor, first: int, last: int) -> Tensor:
+        """Key slots ``[G, P, D]`` as overlapping tiles ``[G T', K, D]``: for one slice a view."""
         tile, row = self.layout.tile, x.shape[-1]
-        return x[g].as_strided(
-            (last - first, self.layout.num_keys, row),
-            (tile * row, row, 1),
-            x[g].storage_offset() + first * tile * row,
+        windows = x.as_strided(
+            (x.shape[0], last - first, self.layout.num_keys, row),
+            (x.stride(0), tile * row, row, 1),
+            x.storage_offset() + first * tile * row,
         )
+        return windows.reshape(-1, self.layout.num_keys, row)
 
-    def _tile_products(self, query: Tensor, key: Tensor, first: int, last: int) -> Tensor:
-        """``[G, T', C, K]`` products of query slots with the key slots around them."""
-        group = query.shape[0]
-        shape = (group, last - first, self.layout.tile, self.layout.num_keys)
-        products = query.new_empty(shape)
-        for g in range(group):
-            queries = self._queries(query, g, first, last)
-            keys = self._keys(key, g, first, last)
-            torch.bmm(queries, keys.transpose(1, 2), out=products[g])
-        return products.to(self.wide)
+    def _tile_products(self, queries: Tensor, keys: Tensor, count: int) -> Tensor:
+        """``[G, T', C, K]`` products of the query slots with the key slots of ``T'`` tiles."""
+        products = torch.bmm(queries, keys.transpose(1, 2)).to(self.wide)
+        return products.unflatten(0, (-1, count))
 
     def _keep(self, part: Pass, start: int, stop: int, first: int, last: int) -> Tensor:
         """Which pairs of the tiles survive dropout, ``[G, T', C, K]`` bool."""
@@ -167,62 +174,82 @@ class _Kernel:
             self.window.dropout,
         )
 
-    def forward(self) -> tuple[Tensor, Tensor]:
-        """Rows of the output ``[B N H, D]`` and ``lse`` ``[B, H, N]``."""
+    def forward(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Rows of the output ``[B N H, D]``, and ``lse`` and ``mass`` ``[B, H, N]``.
+
+        ``mass`` is what ``exp(S - lse)`` sums to: 1, but for tokens that see only themselves, and
+        more than once. Their ``lse`` is ``SELF_SCORE`` plus a small logarithm, which fp32 rounds to
+        multiples of 1/128. ``None``: no token meets itself more than once.
+        """
         call, layout = self.call, self.layout
         batch, heads, length, _ = call.query.shape
         out_rows = torch.empty_like(self.value_rows)
         lse = torch.empty((batch * heads, length), dtype=self.wide, device=call.query.device)
+        mass = torch.empty_like(lse) if layout.is_ring or layout.num_passes > 1 else None
         tokens = torch.arange(length, device=call.query.device)
         for start, stop in self.slices.groups():
             parts = [
                 self._forward_pass(layout.build(index, start, stop), start, stop)
                 for index in range(layout.num_passes)
             ]
-            out = torch.cat([o for o, _ in parts], dim=1)
-            round_lse = torch.cat([s for _, s in parts], dim=1)
-            merged = round_lse.logsumexp(dim=1) if round_lse.shape[1] > 1 else round_lse[:, 0]
+            out, round_lse, round_mass = (torch.cat(x, dim=1) for x in zip(*parts, strict=True))
+            merged = round_lse[:, 0] if mass is None else round_lse.logsumexp(dim=1)
             lse[start:stop] = merged
-            if round_lse.shape[1] > 1:
-                weight = torch.exp(round_lse - merged.clamp(min=_FLOOR).unsqueeze(1))
-                out = (out * weight.unsqueeze(-1)).sum(dim=1)
+            if mass is not None:
+                weight = torch.exp(round_lse - merged.clamp(min=_FLOOR).unsqueeze(1)) * round_mass
+                total = weight.sum(dim=1)
+                mass[start:stop] = total.masked_fill_(total == 0.0, 1.0)
+                out = (out * (weight / total.unsqueeze(1)).unsqueeze(-1)).sum(dim=1)
             rows = self.slices.rows(start, stop, tokens.view(1, -1))
             out_rows[rows.view(-1)] = out.reshape(-1, out.shape[-1]).to(out_rows.dtype)
-        return out_rows, lse.view(batch, heads, length)
+        if mass is not None:
+            mass = mass.view(batch, heads, length)
+        return out_rows, lse.view(batch, heads, length), mass
 
-    def _forward_pass(self, part: Pass, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Output ``[G, copies, N, D]`` and ``lse`` ``[G, copies, N]`` of one pass."""
+    def _forward_pass(self, part: Pass, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Output ``[G, copies, N, D]``, ``lse`` and mass ``[G, copies, N]`` of one pass."""
         layout = self.layout
         query, key, value = self._load(part, start, stop)
         group, row = query.shape[0], value.shape[-1]
         out = torch.empty((group, layout.slots, row), dtype=self.wide, device=query.device)
         lse = torch.empty((group, layout.slots), dtype=self.wide, device=query.device)
+        mass = torch.empty_like(lse)
         for first, last in self.slices.tiles():
-            scores = self._tile_products(query, key, first, last)
+            scores = self._tile_products(
+                self._queries(query, first, last), self._keys(key, first, last), last - first
+            )
             layout.mask_scores_(scores, part, first, last)
             highest = scores.amax(dim=-1, keepdim=True).clamp_(min=_FLOOR)
             weights = scores.sub_(highest).exp_()
-            total = weights.sum(dim=-1, keepdim=True)
+            total = _row_sums(weights)
             if self.window.dropout > 0.0:
                 weights *= self._keep(part, start, stop, first, last)
                 weights *= 1.0 / (1.0 - self.window.dropout)
             weights = weights.to(value.dtype)
             slots = slice(first * layout.tile, last * layout.tile)
-            lse[:, slots] = (highest + total.log()).flatten(1)
+            rounded = highest + total.log()
+            lse[:, slots] = rounded.flatten(1)
+            mass[:, slots] = ((highest - rounded.clamp_(min=_FLOOR)).exp_() * total).flatten(1)
+            mixed = torch.bmm(weights.flatten(0, 1), self._keys(value, first, last))
             scale = total.clamp_(min=1e-30).reciprocal_().flatten(1, 2)
-            for g in range(group):
-                mixed = torch.bmm(weights[g], self._keys(value, g, first, last))
-                torch.mul(mixed.flatten(0, 1), scale[g], out=out[g, slots])
+            torch.mul(mixed.view(group, -1, row), scale, out=out[:, slots])
         copies = part.slot_of_token
-        return _take_slots(out, copies), _take_slots(lse, copies).squeeze(-1)
+        return (
+            _take_slots(out, copies),
+            _take_slots(lse, copies).squeeze(-1),
+            _take_slots(mass, copies).squeeze(-1),
+        )
 
     def backward(
-        self, grad_rows: Tensor, out_rows: Tensor, lse: Tensor
+        self, grad_rows: Tensor, out_rows: Tensor, lse: Tensor, mass: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Rows of the gradients of query, key (unless shared) and value."""
         call, layout = self.call, self.layout
         length = call.query.shape[2]
         tokens = torch.arange(length, device=call.query.device).view(1, -1)
+        if mass is not None:
+            # P = exp(S - lse) / mass always stands next to dO or delta: let these carry the factor.
+            grad_rows = (grad_rows / _rows(mass.unsqueeze(-1))).to(grad_rows.dtype)
         delta_rows = (grad_rows.to(self.wide) * out_rows.to(self.wide)).sum(dim=-1, keepdim=True)
         lse = lse.reshape(-1, length).clamp(min=_FLOOR)
         grads = [torch.empty_like(self.query_rows)]
@@ -287,10 +314,13 @@ class _Kernel:
         grad_key = torch.zeros((*spread, key.shape[-1]), dtype=self.wide, device=query.device)
         grad_value = torch.zeros((*spread, value.shape[-1]), dtype=self.wide, device=query.device)
         for first, last in self.slices.tiles():
-            scores = self._tile_products(query, key, first, last)
+            count = last - first
+            queries, keys = self._queries(query, first, last), self._keys(key, first, last)
+            outs, values = self._queries(grad_out, first, last), self._keys(value, first, last)
+            scores = self._tile_products(queries, keys, count)
             layout.mask_scores_(scores, part, first, last)
             weights = scores.sub_(layout.query_tiles(lse, first, last)).exp_()
-            grad_weights = self._tile_products(grad_out, value, first, last)
+            grad_weights = self._tile_products(outs, values, count)
             kept = weights
             if window.dropout > 0.0:
                 keep = self._keep(part, start, stop, first, last).to(self.wide)
@@ -298,31 +328,27 @@ class _Kernel:
                 kept = weights * keep
                 grad_weights *= keep
             grad_weights -= layout.query_tiles(delta.squeeze(-1), first, last)
-            grad_scores = grad_weights.mul_(weights).to(query.dtype)
-            kept = kept.to(value.dtype)
-            for g in range(group):
-                slots = slice(first * tile, last * tile)
-                keys = self._keys(key, g, first, last)
-                grad_query[g, slots] = torch.bmm(grad_scores[g], keys).flatten(0, 1)
-                queries = self._queries(query, g, first, last)
-                outs = self._queries(grad_out, g, first, last)
-                self._spread_(
-                    grad_key[g], torch.bmm(grad_scores[g].transpose(1, 2), queries), first
-                )
-                self._spread_(grad_value[g], torch.bmm(kept[g].transpose(1, 2), outs), first)
+            grad_scores = grad_weights.mul_(weights).to(query.dtype).flatten(0, 1)
+            kept = kept.to(value.dtype).flatten(0, 1)
+            slots = slice(first * tile, last * tile)
+            grad_query[:, slots] = torch.bmm(grad_scores, keys).view(group, -1, query.shape[-1])
+            self._spread_(grad_key, torch.bmm(grad_scores.transpose(1, 2), queries), first)
+            self._spread_(grad_value, torch.bmm(kept.transpose(1, 2), outs), first)
         if self.call.scale != 1.0:
             grad_query *= self.call.scale
         return [grad_query, layout.fold_keys(grad_key), layout.fold_keys(grad_value)]
 
     def _spread_(self, total: Tensor, tiles: Tensor, first: int) -> None:
-        """Add the key gradients ``[T', K, D]`` of overlapping tiles to ``[P', D]``, in place."""
-        tile = self.layout.tile
-        count, num_keys, row = tiles.shape
+        """Add key gradients ``[G T', K, D]`` of overlapping tiles to ``[G, P', D]``, in place."""
+        tile, num_keys = self.layout.tile, self.layout.num_keys
+        group, _, row = total.shape
+        tiles = tiles.view(group, -1, num_keys, row)
+        count = tiles.shape[1]
         for offset in range(0, num_keys, tile):
             width = min(tile, num_keys - offset)
             begin = first * tile + offset
-            target = total[begin : begin + count * tile].view(count, tile, row)
-            target[:, :width] += tiles[:, offset : offset + width]
+            target = total[:, begin : begin + count * tile].view(group, count, tile, row)
+            target[:, :, :width] += tiles[:, :, offset : offset + width]
 
 
 class _TorchWindowedAttention(torch.autograd.Function):
@@ -331,8 +357,8 @@ class _TorchWindowedAttention(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor | None, value: Tensor, call: WindowedAttentionCall
     ) -> tuple[Tensor, Tensor]:
         with torch.autocast(query.device.type, enabled=False):
-            out_rows, lse = _Kernel(call).forward()
-        ctx.save_for_backward(query, key, value, out_rows, lse)
+            out_rows, lse, mass = _Kernel(call).forward()
+        ctx.save_for_backward(query, key, value, out_rows, lse, mass)
         ctx.rest = (call.order, call.real, call.window, call.scale)
         ctx.mark_non_differentiable(lse)
         return _like_heads(out_rows, query), lse
@@ -340,8 +366,8 @@ class _TorchWindowedAttention(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, out_rows, lse = ctx.saved_tensors
+        query, key, value, out_rows, lse, mass = ctx.saved_tensors
         call = WindowedAttentionCall(query, key, value, *ctx.rest)
         with torch.autocast(query.device.type, enabled=False):
-            grads = _Kernel(call).backward(_rows(grad_out), out_rows, lse)
+            grads = _Kernel(call).backward(_rows(grad_out), out_rows, lse, mass)
         return (*(None if g is None else _like_heads(g, query) for g in grads), None)

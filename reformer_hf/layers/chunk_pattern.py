@@ -1,0 +1,71 @@
+"""What the original ``chunk`` pattern decides for a whole stack: the length, and the buckets.
+
+transformers' Reformer pads a batch to a common multiple of the chunk lengths of all its layers, and
+where the number of buckets is not configured it follows from that length. Both decide who shares a
+chunk with whom, so a layer cannot decide them alone. Nothing here concerns the ``window`` pattern.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from reformer_hf.configuration_reformer import ReformerConfig
+from reformer_hf.layers.context import ForwardContext
+from reformer_hf.ops.padding import Padding
+
+
+def _chunk_lengths(config: ReformerConfig, kinds: Collection[str]) -> set[int]:
+    lengths = {"lsh": config.lsh_attn_chunk_length, "local": config.local_attn_chunk_length}
+    return {length for kind, length in lengths.items() if kind in kinds}
+
+
+def padded_length(config: ReformerConfig, kinds: Collection[str], length: int) -> int:
+    """The length to which the original pads ``length`` tokens for layers of these kinds."""
+    chunks = _chunk_lengths(config, kinds)
+    if not chunks or length <= min(chunks):
+        return length
+    multiple = math.lcm(*chunks)
+    return -(-length // multiple) * multiple
+
+
+def original_num_buckets(config: ReformerConfig, length: int) -> list[int]:
+    """Factors of the number of buckets that the original chooses for a padded length.
+
+    The largest power of two in ``2 N / C``, in two factors where it is large.
+    """
+    chunk = config.lsh_attn_chunk_length
+    bits = max(1, 2 * (length // chunk)).bit_length() - 1
+    largest = 2 * max(math.isqrt(config.max_position_embeddings // chunk), chunk)
+    if 1 << bits <= largest:
+        return [1 << bits]
+    return [1 << (bits // 2), 1 << (bits - bits // 2)]
+
+
+def arrange_for_chunks(
+    x: Tensor, context: ForwardContext, config: ReformerConfig, kinds: Collection[str]
+) -> tuple[Tensor, ForwardContext]:
+    """Pad the vectors ``[B, N, d]`` of a batch as the original does, and settle its buckets.
+
+    Where all layers have one chunk length their last chunk is left incomplete instead, which comes
+    to the same.
+    """
+    batch, length, _ = x.shape
+    full = padded_length(config, kinds, length)
+    if context.num_buckets is None and config.num_buckets is None:
+        context = replace(context, num_buckets=original_num_buckets(config, full))
+    if full == length or len(_chunk_lengths(config, kinds)) == 1:
+        return x, context
+    padding = context.padding
+    real = torch.ones((batch, length), dtype=torch.bool, device=x.device)
+    lengths = (length,) * batch
+    if padding is not None:
+        real, lengths = padding.real, padding.lengths
+    extra = full - length
+    padded = Padding(F.pad(real, (0, extra)), lengths)
+    return F.pad(x, (0, 0, 0, extra)), replace(context, padding=padded)

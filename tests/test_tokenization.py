@@ -1,0 +1,397 @@
+"""Tokenizers lose no text, place their special tokens, and open without this package."""
+
+import functools
+import gzip
+import itertools
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
+
+from reformer_hf.tokenization import byte_tokenizer, train_bpe_tokenizer
+
+DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+
+PAD, EOS, BOS, UNK, MASK, CLS, SEP = range(7)
+NUM_SPECIAL = 7
+SPELLINGS = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<cls>", "<sep>"]
+
+ENGLISH = "The book was written by Jane Austen. The other book was not written by her.\n"
+CHINESE = "发言人一：这本书是谁写的？发言人二：这本书是她写的。\n"
+CORPUS = [ENGLISH, CHINESE] * 20
+BPE_SIZE = 330
+
+# Where tokenizers lose text: ends of lines, runs of spaces, controls, characters of several bytes
+# or several code points, and punctuation that clean-ups attach to the word before it.
+FRAGMENTS = [
+    *["\r\n", "\n\n", " ", "   ", "\t", "\0", "\x7f", "\u00a0", "\u3000", "\ufeff", "\ufffd"],
+    *["é", "e\u0301", "ﬁ", "书", "这本书", "👩\u200d💻", "🇨🇳", " ,", " n't", " .", "book", "1813"],
+]
+ANY_TEXTS = st.text() | st.lists(st.sampled_from(FRAGMENTS), max_size=20).map("".join)
+TEXTS = ANY_TEXTS.filter(lambda text: not any(spelling in text for spelling in SPELLINGS))
+TEXTS_WITH_SPELLINGS = st.lists(st.sampled_from([*FRAGMENTS, *SPELLINGS])).map("".join)
+
+
+@functools.cache
+def bpe_tokenizer() -> PreTrainedTokenizerFast:
+    return train_bpe_tokenizer(CORPUS, vocab_size=BPE_SIZE)
+
+
+TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
+    "byte": functools.cache(byte_tokenizer),
+    "enwik8": functools.cache(lambda: byte_tokenizer("enwik8")),
+    "bpe": bpe_tokenizer,
+}
+no_deadline = settings(deadline=None)  # the first example trains
+every_tokenizer = pytest.mark.parametrize("name", list(TOKENIZERS))
+tokenizers_with_all_special_tokens = pytest.mark.parametrize("name", ["byte", "bpe"])
+
+
+# ---- text -> ids ----
+
+
+@no_deadline
+@given(text=ANY_TEXTS | TEXTS_WITH_SPELLINGS)
+@example(text="".join(SPELLINGS))
+def test_enwik8_layout_gives_every_byte_its_value_plus_two(text: str) -> None:
+    ids = TOKENIZERS["enwik8"]()(text).input_ids
+    assert ids == [b + 2 for b in text.encode()]
+
+
+@no_deadline
+@given(text=TEXTS)
+def test_default_layout_gives_bytes_after_the_special_tokens_and_eos(text: str) -> None:
+    ids = TOKENIZERS["byte"]()(text).input_ids
+    assert ids == [b + NUM_SPECIAL for b in text.encode()] + [EOS]
+
+
+def test_layouts_have_the_documented_number_of_ids_and_no_other() -> None:
+    assert len(TOKENIZERS["byte"]()) == 263
+    assert len(TOKENIZERS["enwik8"]()) == 258
+    for name in ("byte", "enwik8"):
+        assert sorted(TOKENIZERS[name]().get_vocab().values()) == list(
+            range(len(TOKENIZERS[name]()))
+        )
+
+
+@tokenizers_with_all_special_tokens
+def test_special_tokens_have_the_documented_ids(name: str) -> None:
+    tokenizer = TOKENIZERS[name]()
+    assert tokenizer.convert_tokens_to_ids(SPELLINGS) == list(range(NUM_SPECIAL))
+    assert (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id) == (
+        PAD,
+        EOS,
+        BOS,
+    )
+    assert (tokenizer.unk_token_id, tokenizer.mask_token_id) == (UNK, MASK)
+    assert (tokenizer.cls_token_id, tokenizer.sep_token_id) == (CLS, SEP)
+    assert tokenizer.convert_tokens_to_ids("no such token") == UNK
+
+
+def test_enwik8_layout_pads_with_0_and_ends_with_1() -> None:
+    tokenizer = TOKENIZERS["enwik8"]()
+    assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (0, 1)
+    assert sorted(tokenizer.all_special_ids) == [0, 1]
+    assert tokenizer.model_max_length == 65_536
+    assert byte_tokenizer("enwik8", append_eos=True)("a").input_ids == [ord("a") + 2, 1]
+
+
+def test_trained_tokenizer_has_every_byte_and_its_merges() -> None:
+    tokenizer = bpe_tokenizer()
+    assert len(tokenizer) == BPE_SIZE
+    assert sorted(tokenizer.get_vocab().values()) == list(range(BPE_SIZE))
+    for text in ("Book", "这本书"):  # one frequent word each
+        assert len(tokenizer(text, add_special_tokens=False).input_ids) < len(text.encode())
+    for byte in range(128):
+        assert len(tokenizer(chr(byte), add_special_tokens=False).input_ids) == 1
+
+
+# ---- ids -> text ----
+
+
+@every_tokenizer
+@no_deadline
+@given(text=TEXTS)
+def test_decoding_gives_the_text_back(name: str, text: str) -> None:
+    tokenizer = TOKENIZERS[name]()
+    assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text
+
+
+@every_tokenizer
+@no_deadline
+@given(text=ANY_TEXTS | TEXTS_WITH_SPELLINGS)
+@example(text="".join(SPELLINGS))
+def test_text_that_spells_special_tokens_survives_when_they_are_split(name: str, text: str) -> None:
+    tokenizer = TOKENIZERS[name]()
+    ids = tokenizer(text, split_special_tokens=True, add_special_tokens=False).input_ids
+    assert not set(ids) & set(tokenizer.all_special_ids)
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text
+
+
+@tokenizers_with_all_special_tokens
+def test_text_that_spells_special_tokens_becomes_them_by_default(name: str) -> None:
+    ids = TOKENIZERS[name]()("a<sep>b<mask><pad>", add_special_tokens=False).input_ids
+    assert [i for i in ids if i < NUM_SPECIAL] == [SEP, MASK, PAD]
+
+
+def test_a_corpus_full_of_special_tokens_does_not_teach_a_merge_that_is_one() -> None:
+    tokenizer = train_bpe_tokenizer(["<mask> <mask><eos>"] * 50, 300, split_special_tokens=True)
+    ids = tokenizer("<mask> <mask><eos>", add_special_tokens=False).input_ids
+    assert min(ids) >= NUM_SPECIAL
+    assert tokenizer.decode(ids) == "<mask> <mask><eos>"
+
+
+@pytest.mark.parametrize(("name", "space_stays"), [("byte", True), ("bpe", False)])
+def test_mask_takes_the_space_before_it_where_words_do(name: str, space_stays: bool) -> None:
+    encode = functools.partial(TOKENIZERS[name](), add_special_tokens=False)
+    before = encode("the " if space_stays else "the").input_ids
+    after = encode(" by").input_ids
+    assert encode("the <mask> by").input_ids == [*before, MASK, *after]
+
+
+@every_tokenizer
+def test_a_cut_character_decodes_to_the_replacement_character(name: str) -> None:
+    tokenizer = TOKENIZERS[name]()
+    ids = tokenizer("a🙂", add_special_tokens=False).input_ids
+    assert tokenizer.decode(ids[:-1]) == "a\ufffd"
+
+
+# ---- what encoding adds, for the tasks ----
+
+
+@tokenizers_with_all_special_tokens
+def test_targets_end_in_eos_even_when_truncated(name: str) -> None:
+    tokenizer = TOKENIZERS[name]()
+    labels = tokenizer(text_target=["by her", CHINESE], max_length=4, truncation=True).input_ids
+    assert [row[-1] for row in labels] == [EOS, EOS]
+    assert max(map(len, labels)) == 4
+
+
+@pytest.mark.parametrize(
+    "build",
+    [byte_tokenizer, functools.partial(train_bpe_tokenizer, CORPUS, BPE_SIZE)],
+    ids=["byte", "bpe"],
+)
+def test_prompts_end_without_eos_when_asked_for(build: Callable[..., Any]) -> None:
+    tokenizer = build(append_eos=False)
+    assert EOS not in tokenizer("The book", "was written").input_ids
+    assert tokenizer.decode(tokenizer("The book").input_ids) == "The book"
+
+
+@tokenizers_with_all_special_tokens
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_is_masked_on_either_side(name: str, side: str) -> None:
+    tokenizer = TOKENIZERS[name]()
+    texts = ["a", CHINESE, ""]
+    batch = tokenizer(texts, padding=True, padding_side=side, return_tensors="pt")
+    assert list(batch) == ["input_ids", "attention_mask"]
+    assert batch.input_ids.shape == batch.attention_mask.shape
+    for text, ids, mask in zip(texts, batch.input_ids, batch.attention_mask, strict=True):
+        expected = tokenizer(text).input_ids
+        assert ids[mask.bool()].tolist() == expected
+        assert (ids[~mask.bool()] == PAD).all()
+        kept = mask[-len(expected) :] if side == "left" else mask[: len(expected)]
+        assert kept.all()
+
+
+@tokenizers_with_all_special_tokens
+def test_answers_in_pairs_are_found_again_by_offsets_and_sequence_ids(name: str) -> None:
+    tokenizer = TOKENIZERS[name]()
+    question, answer = "Who wrote it? 谁写的？", "Jane Austen"
+    context = CHINESE * 3 + ENGLISH + CHINESE * 3
+    start = context.index(answer)
+    context_length = len(tokenizer(context, add_special_tokens=False).input_ids)
+    windows = tokenizer(
+        question,
+        context,
+        truncation="only_second",
+        max_length=len(tokenizer(question).input_ids) + 1 + context_length // 2,
+        stride=context_length // 4,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+    )
+    found = []
+    for index, (ids, offsets) in enumerate(
+        zip(windows.input_ids, windows.offset_mapping, strict=True)
+    ):
+        sequence = windows.sequence_ids(index)
+        assert ids.count(SEP) == 1
+        assert (ids[-1], sequence[-1]) == (EOS, None)
+        separator = ids.index(SEP)
+        assert set(sequence[:separator]) == {0}
+        assert sequence[separator] is None
+        assert set(sequence[separator + 1 : -1]) == {1}
+        inside = [
+            (a, b)
+            for (a, b), part in zip(offsets, sequence, strict=True)
+            if part == 1 and start <= a < b <= start + len(answer)
+        ]
+        found.append(context[inside[0][0] : inside[-1][1]] if inside else "")
+    assert len(found) > 1
+    assert answer in found
+
+
+@pytest.mark.parametrize("name", ["byte", "enwik8"])
+def test_offsets_of_bytes_are_the_span_of_their_character(name: str) -> None:
+    encoding = TOKENIZERS[name]()("a书 b", add_special_tokens=False, return_offsets_mapping=True)
+    assert encoding.offset_mapping == [(0, 1), (1, 2), (1, 2), (1, 2), (2, 3), (3, 4)]
+
+
+@tokenizers_with_all_special_tokens
+def test_words_given_one_by_one_can_be_labelled(name: str) -> None:
+    encoding = TOKENIZERS[name]()(["Jane", "书"], is_split_into_words=True)
+    word_ids = encoding.word_ids()
+    assert sorted(set(word_ids[:-1])) == [0, 1]
+    assert word_ids == [*sorted(word_ids[:-1]), None]
+
+
+@tokenizers_with_all_special_tokens
+def test_masked_language_modelling_masks_text_and_no_special_token(name: str) -> None:
+    tokenizer = TOKENIZERS[name]()
+    collator = DataCollatorForLanguageModeling(
+        tokenizer, mlm_probability=1.0, mask_replace_prob=1.0, random_replace_prob=0.0
+    )
+    rows = [tokenizer("the book"), tokenizer("书", "her")]
+    batch = collator(rows)
+    for row, ids, labels in zip(rows, batch["input_ids"], batch["labels"], strict=True):
+        for i, original in enumerate(row.input_ids):
+            is_special = original < NUM_SPECIAL
+            assert ids[i] == (original if is_special else MASK)
+            assert labels[i] == (-100 if is_special else original)
+
+
+# ---- saving and loading ----
+
+LOAD_WITHOUT_THE_PACKAGE = """
+import json, sys
+sys.modules["reformer_hf"] = None  # an import of it now fails
+from transformers import AutoTokenizer
+directory, text, pair = sys.argv[1:]
+tokenizers = {
+    name: AutoTokenizer.from_pretrained(f"{directory}/{name}") for name in ("byte", "enwik8", "bpe")
+}
+tokenizers["split"] = AutoTokenizer.from_pretrained(directory + "/bpe", split_special_tokens=True)
+print(json.dumps({
+    name: [type(t).__module__.split(".")[0], t.model_max_length, list(t(text, pair)),
+           t(text, pair).input_ids, t.decode(t(text).input_ids, skip_special_tokens=True)]
+    for name, t in tokenizers.items()
+}))
+"""
+
+
+def test_saved_tokenizers_open_the_same_in_a_process_without_the_package(tmp_path: Path) -> None:
+    text, pair = "\r\n 谁 <mask> ,it?<eos> ", "<pad> Jane"
+    for name, tokenizer in TOKENIZERS.items():
+        tokenizer().save_pretrained(tmp_path / name)
+    # A model of ours lies in the same directory; transformers alone does not know its type.
+    (tmp_path / "byte" / "config.json").write_text(json.dumps({"model_type": "reformer_hf"}))
+    (tmp_path / "enwik8" / "config.json").write_text(json.dumps({"model_type": "reformer"}))
+
+    command = [sys.executable, "-c", LOAD_WITHOUT_THE_PACKAGE, str(tmp_path), text, pair]
+    answer = subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout
+    loaded = json.loads(answer)
+
+    fields = ["input_ids", "attention_mask"]
+    for name, build in TOKENIZERS.items():
+        original = build()
+        ids = original(text, pair).input_ids
+        decoded = original.decode(original(text).input_ids, skip_special_tokens=True)
+        assert loaded[name] == ["transformers", original.model_max_length, fields, ids, decoded]
+    assert loaded["enwik8"][-1] == text
+    assert loaded["split"][-1] == text
+
+
+# ---- training ----
+
+
+def test_training_twice_gives_the_same_tokenizer() -> None:
+    first = bpe_tokenizer().backend_tokenizer.to_str()
+    assert train_bpe_tokenizer(iter(CORPUS), BPE_SIZE).backend_tokenizer.to_str() == first
+
+
+def test_a_book_in_one_string_trains_the_same_tokenizer_as_its_lines() -> None:
+    lines = [f"chapter {i // 100}, {ENGLISH}" for i in range(2000)] + ["Epilogue\n"] * 9
+    whole = train_bpe_tokenizer(["".join(lines)], 400)
+    assert whole.tokenize("Epilogue") == ["Epilogue"]
+    assert whole.get_vocab() == train_bpe_tokenizer(lines, 400).get_vocab()
+
+
+def test_a_corpus_too_small_for_the_vocabulary_is_reported(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tokenizer = train_bpe_tokenizer(["aa aa"], 1000)
+    assert len(tokenizer) == 264
+    assert "1000 ids were asked for, the texts give 264" in caplog.text
+
+
+def test_min_frequency_decides_what_is_merged() -> None:
+    texts = ["aabbaa"] * 3
+    assert len(train_bpe_tokenizer(texts, 270, min_frequency=3)) > 263
+    assert len(train_bpe_tokenizer(texts, 270, min_frequency=7)) == 263
+
+
+# ---- speed ----
+
+
+@pytest.mark.parametrize("name", ["byte", "bpe"])
+@pytest.mark.parametrize("unit", ["a", "书", " "])
+def test_a_long_text_without_words_is_encoded_in_linear_time(name: str, unit: str) -> None:
+    tokenizer = TOKENIZERS[name]()
+    text = unit * (300_000 // len(unit.encode()))
+    begin = time.perf_counter()
+    ids = tokenizer(text).input_ids
+    seconds = time.perf_counter() - begin
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text
+    assert seconds < 10, "0.2 s is usual: only an algorithm worse than linear takes so long"
+
+
+# ---- real text ----
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the long documents are not on this machine")
+def test_real_novels_and_meetings_are_compressed_without_loss() -> None:
+    with gzip.open(DATA / "books_lm" / "validation.txt.gz", "rt", encoding="utf-8") as file:
+        novel = file.read(200_000)
+    with gzip.open(DATA / "vcsum_zh" / "validation.jsonl.gz", "rt", encoding="utf-8") as file:
+        meetings = [json.loads(line)["document"] for line in itertools.islice(file, 20)]
+    tokenizer = train_bpe_tokenizer([novel, *meetings], 4096)
+    assert len(tokenizer) == 4096
+    for text in (novel, *meetings):
+        ids = tokenizer(text).input_ids
+        assert tokenizer.decode(ids, skip_special_tokens=True) == text
+        assert len(text.encode()) > 3 * len(ids)
+
+
+# ---- bad input ----
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: byte_tokenizer("utf16"), r"layout: expected .*'default', 'enwik8'.*got 'utf16'"),
+        (lambda: byte_tokenizer(model_max_length=0), "model_max_length: expected .* got 0"),
+        (lambda: train_bpe_tokenizer(["a"], 262), "vocab_size: .* at least 263 .* got 262"),
+        (lambda: train_bpe_tokenizer(["a"], True), "vocab_size: expected an integer .* got True"),
+        (lambda: train_bpe_tokenizer(["a"], 300, min_frequency=0), "min_frequency: .* got 0"),
+        (lambda: train_bpe_tokenizer(["a"], 300, model_max_length=-1), "model_max_.* got -1"),
+        (lambda: train_bpe_tokenizer([], 300), "texts: expected at least one .* got none"),
+        (lambda: train_bpe_tokenizer(["", ""], 300), "texts: expected at least one .* got none"),
+        (lambda: train_bpe_tokenizer("one text", 300), "texts: expected an iterable .* got str"),
+        (lambda: train_bpe_tokenizer(None, 300), "texts: expected an iterable .* got NoneType"),
+        (lambda: train_bpe_tokenizer(["a", 3], 300), r"texts\[1\]: expected a string, got int"),
+        (lambda: train_bpe_tokenizer(["a\ud800"], 300), r"texts\[0\]: .* '\\ud800' at character 1"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused_with_field_expected_and_actual(
+    call: Callable[[], object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()

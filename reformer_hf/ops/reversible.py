@@ -36,6 +36,8 @@ from torch import Tensor
 # sum wraps around before it is noticed.
 _RANGE = float(1 << 31)
 _STREAM_SHARE, _STEP_SHARE = 0.75, 0.25
+# Elements of a stream that are updated together (1 MiB of fp32). An accelerator gets all at once.
+_BLOCK_ELEMENTS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -102,19 +104,22 @@ class _Gauge:
         self.grid = grid
         self.peak: Tensor | None = None
 
-    def factor(self, stored: Tensor, added: Tensor) -> Tensor:
+    def factor(self, stored: Tensor, steps: Tensor) -> Tensor:
         """The grid as a 0-d tensor, or NaN if the sum cannot be trusted.
 
         Infinite and undefined residuals, which integers cannot represent, become NaN this way too.
+
+        Args:
+            stored: a stored stream after a step.
+            steps: what the step added, in steps of the grid but still as floats.
         """
-        limit = self.grid * _RANGE
+        wide = steps.dtype
         used = torch.maximum(
-            from_steps(torch.stack(stored.aminmax()), self.grid).abs().amax()
-            / (_STREAM_SHARE * limit),
-            torch.linalg.vector_norm(_widen(added), torch.inf) / (_STEP_SHARE * limit),
+            torch.stack(stored.aminmax()).to(wide).abs().amax() / (_STREAM_SHARE * _RANGE),
+            torch.linalg.vector_norm(steps, torch.inf) / (_STEP_SHARE * _RANGE),
         )
         self.peak = used if self.peak is None else torch.maximum(self.peak, used)
-        return torch.where(used < 1.0, self.grid, torch.nan)
+        return torch.where(used < 1.0, self.grid, torch.nan).to(wide)
 
 
 @dataclass
@@ -281,12 +286,24 @@ def join(chunks: Sequence[Tensor]) -> Tensor:
 
 
 def _add(stored: Tensor, added: Tensor, gauge: _Gauge | None) -> tuple[Tensor, Tensor]:
-    """The stored stream after a step, and what is read of it."""
+    """The stored stream after a step, and what is read of it.
+
+    Block by block, so that the passes over a block find it in the processor's cache.
+    """
     if gauge is None:
         total = stored + added
         return total, total
-    total = stored + to_steps(added, gauge.grid)
-    return total, from_steps(total, gauge.factor(total, added))
+    total = torch.empty_like(stored)
+    wide = torch.float64 if stored.dtype == torch.int64 else torch.float32
+    out = torch.empty_like(stored, dtype=wide)
+    size = stored.shape[1]
+    if stored.device.type == "cpu":
+        size = max(1, _BLOCK_ELEMENTS // max(1, stored[:, :1].numel()))
+    for block in (slice(i, i + size) for i in range(0, stored.shape[1], size)):
+        steps = _widen(added[:, block]).mul(1.0 / gauge.grid).round_()
+        torch.add(stored[:, block], steps.to(stored.dtype), out=total[:, block])
+        torch.mul(total[:, block], gauge.factor(total[:, block], steps), out=out[:, block])
+    return total, out
 
 
 class _ExactAdd(torch.autograd.Function):

@@ -106,5 +106,5 @@ def normalize_keys(query: Tensor) -> Tensor:
 
 def inverse_key_norm(query: Tensor) -> Tensor:
     """``1 / sqrt(|q|^2 + D eps)`` with the last dimension kept; ``query`` fp32 or fp64."""
-    square = query.square().sum(dim=-1, keepdim=True)
-    return torch.rsqrt(square + query.shape[-1] * KEY_NORM_EPS)
+    norm = torch.linalg.vector_norm(query, dim=-1, keepdim=True)
+    return torch.rsqrt(norm.square() + query.shape[-1] * KEY_NORM_EPS)

@@ -17,7 +17,8 @@ applied to the union of the rounds' windows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -88,8 +89,35 @@ class _Slices:
         return self._first[start:stop] + token * self._stride
 
 
-def _gather(rows: Tensor, index: Tensor) -> Tensor:
-    return rows.index_select(0, index.reshape(-1)).view(*index.shape, -1)
+class _Scratch:
+    """Buffers that are used again for every group of tiles, instead of fresh memory each time.
+
+    Fresh memory is expensive on a CPU: the operating system maps and clears it page by page.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def take(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Memory of the given shape; what it held before is lost."""
+        size = math.prod(shape)
+        buffer = self._buffers.get((name, dtype))
+        if buffer is None or buffer.numel() < size:
+            buffer = torch.empty(size, dtype=dtype, device=self._device)
+            self._buffers[name, dtype] = buffer
+        return buffer[:size].view(*shape)
+
+    def gather(self, name: str, rows: Tensor, index: Tensor) -> Tensor:
+        """Rows ``[rows, D]`` at ``[..]`` as ``[.., D]``."""
+        out = self.take(name, (index.numel(), rows.shape[-1]), rows.dtype)
+        torch.index_select(rows, 0, index.reshape(-1), out=out)
+        return out.view(*index.shape, -1)
+
+    def bmm(self, name: str, a: Tensor, b: Tensor) -> Tensor:
+        """``a @ b`` of batches of matrices."""
+        out = self.take(name, (a.shape[0], a.shape[1], b.shape[2]), a.dtype)
+        return torch.bmm(a, b, out=out)
 
 
 def _row_sums(weights: Tensor) -> Tensor:
@@ -123,20 +151,24 @@ class _Kernel:
         self.query_rows = _rows(call.query)
         self.key_rows = None if call.key is None else _rows(call.key)
         self.value_rows = _rows(call.value)
+        self.scratch = _Scratch(call.query.device)
 
     def _load(self, part: Pass, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
         """Sorted scaled queries ``[G, L, D]``, keys and values ``[G, P, D]``."""
         layout = self.layout
         key_index = self.slices.rows(start, stop, part.key_token)
-        value = _gather(self.value_rows, key_index)
+        gather = self.scratch.gather
+        value = gather("value", self.value_rows, key_index)
         if self.key_rows is None:
-            shared = _gather(self.query_rows, key_index)
+            shared = gather("shared", self.query_rows, key_index)
             query = shared[:, layout.before : layout.before + layout.slots]
             wide = shared.to(self.wide)
-            key = (wide * inverse_key_norm(wide)).to(shared.dtype)
+            normed = self.scratch.take("normed", wide.shape, self.wide)
+            key = torch.mul(wide, inverse_key_norm(wide), out=normed).to(shared.dtype)
         else:
-            query = _gather(self.query_rows, self.slices.rows(start, stop, part.query_token))
-            key = _gather(self.key_rows, key_index)
+            query_index = self.slices.rows(start, stop, part.query_token)
+            query = gather("query", self.query_rows, query_index)
+            key = gather("key", self.key_rows, key_index)
         if self.call.scale != 1.0:
             query = query * self.call.scale
         return query, key, value
@@ -157,9 +189,9 @@ class _Kernel:
         )
         return windows.reshape(-1, self.layout.num_keys, row)
 
-    def _tile_products(self, queries: Tensor, keys: Tensor, count: int) -> Tensor:
+    def _tile_products(self, name: str, queries: Tensor, keys: Tensor, count: int) -> Tensor:
         """``[G, T', C, K]`` products of the query slots with the key slots of ``T'`` tiles."""
-        products = torch.bmm(queries, keys.transpose(1, 2)).to(self.wide)
+        products = self.scratch.bmm(name, queries, keys.transpose(1, 2)).to(self.wide)
         return products.unflatten(0, (-1, count))
 
     def _keep(self, part: Pass, start: int, stop: int, first: int, last: int) -> Tensor:
@@ -211,13 +243,12 @@ class _Kernel:
         layout = self.layout
         query, key, value = self._load(part, start, stop)
         group, row = query.shape[0], value.shape[-1]
-        out = torch.empty((group, layout.slots, row), dtype=self.wide, device=query.device)
+        out = self.scratch.take("out", (group, layout.slots, row), self.wide)
         lse = torch.empty((group, layout.slots), dtype=self.wide, device=query.device)
         mass = torch.empty_like(lse)
         for first, last in self.slices.tiles():
-            scores = self._tile_products(
-                self._queries(query, first, last), self._keys(key, first, last), last - first
-            )
+            queries, keys = self._queries(query, first, last), self._keys(key, first, last)
+            scores = self._tile_products("scores", queries, keys, last - first)
             layout.mask_scores_(scores, part, first, last)
             highest = scores.amax(dim=-1, keepdim=True).clamp_(min=_FLOOR)
             weights = scores.sub_(highest).exp_()
@@ -230,7 +261,8 @@ class _Kernel:
             rounded = highest + total.log()
             lse[:, slots] = rounded.flatten(1)
             mass[:, slots] = ((highest - rounded.clamp_(min=_FLOOR)).exp_() * total).flatten(1)
-            mixed = torch.bmm(weights.flatten(0, 1), self._keys(value, first, last))
+            values = self._keys(value, first, last)
+            mixed = self.scratch.bmm("mixed", weights.flatten(0, 1), values)
             scale = total.clamp_(min=1e-30).reciprocal_().flatten(1, 2)
             torch.mul(mixed.view(group, -1, row), scale, out=out[:, slots])
         copies = part.slot_of_token
@@ -302,25 +334,24 @@ class _Kernel:
         layout, window = self.layout, self.window
         query, key, value = self._load(part, start, stop)
         query_index = self.slices.rows(start, stop, part.query_token)
-        grad_out = _gather(grad_rows, query_index)
-        delta = _gather(delta_rows, query_index)
+        grad_out = self.scratch.gather("grad_out", grad_rows, query_index)
+        delta = self.scratch.gather("delta", delta_rows, query_index)
         lse = lse.gather(1, part.query_token.expand(lse.shape[0], -1))
         group, tile = query.shape[0], layout.tile
         shifts = -(-layout.num_keys // tile)
         spread = (group, (layout.num_tiles + shifts - 1) * tile)
-        grad_query = torch.empty(
-            (*spread[:1], layout.slots, query.shape[-1]), dtype=self.wide, device=query.device
-        )
-        grad_key = torch.zeros((*spread, key.shape[-1]), dtype=self.wide, device=query.device)
-        grad_value = torch.zeros((*spread, value.shape[-1]), dtype=self.wide, device=query.device)
+        take, row = self.scratch.take, query.shape[-1]
+        grad_query = take("grad_query", (group, layout.slots, row), self.wide)
+        grad_key = take("grad_key", (*spread, row), self.wide).zero_()
+        grad_value = take("grad_value", (*spread, row), self.wide).zero_()
         for first, last in self.slices.tiles():
             count = last - first
             queries, keys = self._queries(query, first, last), self._keys(key, first, last)
             outs, values = self._queries(grad_out, first, last), self._keys(value, first, last)
-            scores = self._tile_products(queries, keys, count)
+            scores = self._tile_products("scores", queries, keys, count)
             layout.mask_scores_(scores, part, first, last)
             weights = scores.sub_(layout.query_tiles(lse, first, last)).exp_()
-            grad_weights = self._tile_products(outs, values, count)
+            grad_weights = self._tile_products("grad_weights", outs, values, count)
             kept = weights
             if window.dropout > 0.0:
                 keep = self._keep(part, start, stop, first, last).to(self.wide)
@@ -331,9 +362,10 @@ class _Kernel:
             grad_scores = grad_weights.mul_(weights).to(query.dtype).flatten(0, 1)
             kept = kept.to(value.dtype).flatten(0, 1)
             slots = slice(first * tile, last * tile)
-            grad_query[:, slots] = torch.bmm(grad_scores, keys).view(group, -1, query.shape[-1])
-            self._spread_(grad_key, torch.bmm(grad_scores.transpose(1, 2), queries), first)
-            self._spread_(grad_value, torch.bmm(kept.transpose(1, 2), outs), first)
+            grad_query[:, slots] = self.scratch.bmm("mixed", grad_scores, keys).view(group, -1, row)
+            bmm = self.scratch.bmm
+            self._spread_(grad_key, bmm("spread", grad_scores.transpose(1, 2), queries), first)
+            self._spread_(grad_value, bmm("spread", kept.transpose(1, 2), outs), first)
         if self.call.scale != 1.0:
             grad_query *= self.call.scale
         return [grad_query, layout.fold_keys(grad_key), layout.fold_keys(grad_value)]

@@ -1,0 +1,1 @@
+"""What the three training scripts share: data, metrics, presets, the run itself and its report."""

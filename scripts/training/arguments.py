@@ -1,0 +1,226 @@
+"""Command-line arguments, under the names that transformers' example scripts made familiar.
+
+Each script parses its model, data and run arguments plus transformers' own training arguments.
+What cannot work is refused here, before anything is loaded.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import HfArgumentParser
+
+
+def option(help_text: str, default: Any = None) -> Any:
+    """A dataclass field that becomes a command-line option."""
+    return field(default=default, metadata={"help": help_text})
+
+
+def require_positive(name: str, value: int | None) -> None:
+    """Raise ValueError if `value` is given and below 1."""
+    if value is not None and value < 1:
+        raise ValueError(f"{name}: expected a positive integer, got {value}")
+
+
+@dataclass
+class ModelArguments:
+    """Which model and tokenizer to train: existing ones, or new ones of a preset size."""
+
+    model_name_or_path: str | None = option("Checkpoint directory or Hub id to fine-tune.")
+    config_name: str | None = option("Configuration of a new model: directory or Hub id.")
+    preset: str | None = option("Size of a new model: tiny, demo, small, base or large.")
+    config_overrides: str | None = option(
+        "Changes to the configuration of a new model, as a JSON object or as key=value,key=value."
+    )
+    tokenizer_name: str | None = option(
+        "Tokenizer directory or Hub id, or 'byte' for the built-in byte-level tokenizer."
+    )
+    vocab_size: int | None = option(
+        "Size of the tokenizer that is trained on the training split when none is given."
+    )
+    cache_dir: str | None = option("Where downloads from the Hub are kept.")
+    use_fast_tokenizer: bool = option("Prefer the tokenizers-library implementation.", True)
+    model_revision: str = option("Branch, tag or commit of the model on the Hub.", "main")
+    token: str | None = option("Access token for private Hub repositories.")
+    trust_remote_code: bool = option("Run code that a Hub repository brings along.", False)
+    resize_position_embeddings: bool | None = option(
+        "Lengthen the position embeddings of a given model if the inputs need it."
+    )
+    ignore_mismatched_sizes: bool = option("Start anew the weights whose shapes differ.", False)
+
+    def __post_init__(self) -> None:
+        require_positive("vocab_size", self.vocab_size)
+        sources = ("model_name_or_path", "config_name", "preset")
+        given = [name for name in sources if getattr(self, name) is not None]
+        if len(given) > 1 and given != ["model_name_or_path", "config_name"]:
+            raise ValueError(f"{given[-1]}: expected one description of the model, got {given}")
+        if self.config_overrides is not None and self.model_name_or_path is not None:
+            raise ValueError(
+                "config_overrides: expected a new model, got"
+                f" model_name_or_path={self.model_name_or_path!r}"
+            )
+        if self.vocab_size is not None and self.tokenizer_name is not None:
+            raise ValueError(
+                "vocab_size: expected no tokenizer next to it (the size is for a new one), got"
+                f" tokenizer_name={self.tokenizer_name!r}"
+            )
+
+
+@dataclass
+class DataTrainingArguments:
+    """Where the examples come from and how many of them to use."""
+
+    dataset_name: str | None = option("Data set on the Hub.")
+    dataset_config_name: str | None = option("Configuration of the Hub data set.")
+    train_file: str | None = option("Training data file.")
+    validation_file: str | None = option("Validation data file.")
+    test_file: str | None = option("Test data file.")
+    max_train_samples: int | None = option("Use only so many training examples.")
+    max_eval_samples: int | None = option("Use only so many validation examples.")
+    max_predict_samples: int | None = option("Use only so many test examples.")
+    overwrite_cache: bool = option("Preprocess again even if a cached result exists.", False)
+    preprocessing_num_workers: int | None = option("Processes for the preprocessing.")
+
+    def __post_init__(self) -> None:
+        for name in ("train", "eval", "predict"):
+            require_positive(f"max_{name}_samples", getattr(self, f"max_{name}_samples"))
+        require_positive("preprocessing_num_workers", self.preprocessing_num_workers)
+        if self.dataset_name is not None and self.files:
+            raise ValueError(
+                "dataset_name: expected either a Hub data set or local files, got"
+                f" {self.dataset_name!r} and {sorted(self.files.values())}"
+            )
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The local files that were given, by split."""
+        named = {
+            "train": self.train_file,
+            "validation": self.validation_file,
+            "test": self.test_file,
+        }
+        return {split: file for split, file in named.items() if file is not None}
+
+
+@dataclass
+class SummarizationArguments(DataTrainingArguments):
+    """Columns, lengths and decoding of a summarization run."""
+
+    lang: str | None = option("Language of the summaries; 'zh' counts characters. Unset: detected.")
+    text_column: str | None = option("Column of the documents.")
+    summary_column: str | None = option("Column of the summaries.")
+    max_source_length: int = option("Longest document in tokens; longer ones are cut.", 4096)
+    max_target_length: int = option("Longest training summary in tokens.", 128)
+    val_max_target_length: int | None = option(
+        "Longest generated and evaluated summary in tokens. Unset: max_target_length."
+    )
+    pad_to_max_length: bool = option(
+        "Pad every document to max_source_length instead of to the longest in its batch.", False
+    )
+    num_beams: int = option("Beams in generation; 1 is greedy.", 1)
+    no_repeat_ngram_size: int = option("Generate no sequence of so many tokens twice; 0: off.", 0)
+    ignore_pad_token_for_loss: bool = option("Leave padding out of the loss.", True)
+    source_prefix: str = option("Text to put in front of every document.", "")
+    forced_bos_token: str | None = option("First token of every summary (multilingual models).")
+    rouge_stemmer: bool = option("Compare English word stems, as many papers do.", False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.val_max_target_length is None:
+            self.val_max_target_length = self.max_target_length
+        lengths = ("max_source_length", "max_target_length", "val_max_target_length", "num_beams")
+        for name in lengths:
+            require_positive(name, getattr(self, name))
+        if self.no_repeat_ngram_size < 0:
+            raise ValueError(
+                f"no_repeat_ngram_size: expected 0 or more, got {self.no_repeat_ngram_size}"
+            )
+
+    @property
+    def longest_target(self) -> int:
+        """Longest target of training or evaluation, in tokens."""
+        return max(self.max_target_length, self.val_max_target_length or 0)
+
+
+@dataclass
+class LanguageModelingArguments(DataTrainingArguments):
+    """Blocks and samples of a language-modelling run."""
+
+    text_column: str | None = option("Text column of json and csv files. Unset: 'text'.")
+    block_size: int = option("Tokens in one training sequence.", 1024)
+    validation_split_percentage: int = option(
+        "Share of the training text to validate on when there is no validation data.", 5
+    )
+    sample_prompt_length: int = option("Tokens of context in each printed sample.", 128)
+    sample_length: int = option("Tokens to generate in each printed sample; 0: no samples.", 64)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.block_size < 2:
+            raise ValueError(f"block_size: expected at least 2, got {self.block_size}")
+        if not 0 < self.validation_split_percentage < 100:
+            raise ValueError(
+                "validation_split_percentage: expected a number between 0 and 100, got"
+                f" {self.validation_split_percentage}"
+            )
+        require_positive("sample_prompt_length", self.sample_prompt_length)
+        if self.sample_length < 0:
+            raise ValueError(f"sample_length: expected 0 or more, got {self.sample_length}")
+
+
+@dataclass
+class ClassificationArguments(DataTrainingArguments):
+    """Columns, splits and lengths of a sequence-classification run."""
+
+    text_column_names: str | None = option("Text columns, separated by commas. Unset: 'text'.")
+    text_column_delimiter: str = option("What joins several text columns.", " ")
+    label_column_name: str | None = option("Column of the classes. Unset: 'label'.")
+    train_split_name: str | None = option("Hub split to train on. Unset: 'train'.")
+    validation_split_name: str | None = option("Hub split to validate on. Unset: 'validation'.")
+    test_split_name: str | None = option("Hub split to test on. Unset: 'test'.")
+    max_seq_length: int = option("Longest text in tokens; longer ones are cut.", 4096)
+    pad_to_max_length: bool = option(
+        "Pad every text to max_seq_length instead of to the longest in its batch.", False
+    )
+    shuffle_train_dataset: bool = option("Shuffle before max_train_samples is applied.", False)
+    shuffle_seed: int = option("Seed of that shuffle.", 42)
+    metric_name: str | None = option(
+        "Another metric of the `evaluate` library to report; needs the Hub."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive("max_seq_length", self.max_seq_length)
+
+
+@dataclass
+class RunArguments:
+    """How a run starts and when it stops, beyond transformers' training arguments."""
+
+    overwrite_output_dir: bool = option(
+        "Start anew in an output directory that is not empty; its checkpoints are deleted.", False
+    )
+    early_stopping_patience: int | None = option(
+        "Stop after so many evaluations in a row without improvement, and keep the best model."
+    )
+
+    def __post_init__(self) -> None:
+        require_positive("early_stopping_patience", self.early_stopping_patience)
+
+
+def parse_arguments(classes: Sequence[Any], argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+    """One object per dataclass from a command line, or from a single JSON file named on it.
+
+    Raises:
+        ValueError: an argument is impossible, or the JSON file cannot be read.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = HfArgumentParser(list(classes))
+    if len(arguments) == 1 and arguments[0].endswith(".json"):
+        path = Path(arguments[0])
+        if not path.is_file():
+            raise ValueError(f"arguments: expected a JSON file, got {str(path)!r}")
+        return tuple(parser.parse_json_file(json_file=str(path)))
+    return tuple(parser.parse_args_into_dataclasses(args=arguments, look_for_args_file=False))

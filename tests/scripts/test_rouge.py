@@ -1,0 +1,165 @@
+"""ROUGE against values computed by hand, the lead baseline, and the scorer that joins them."""
+
+import evaluate
+import numpy as np
+import pytest
+from datasets import Dataset
+from rouge_score import rouge_scorer
+from transformers import EvalPrediction
+
+from reformer_hf.tokenization import byte_tokenizer
+from training.language import is_chinese, resolve_language
+from training.lead_baseline import lead_summaries, mean_length
+from training.rouge import Rouge, compute_rouge, tokenizer_for
+from training.summary_scoring import SummaryScorer
+
+
+def approx(**scores: float):
+    return pytest.approx(scores, abs=1e-3)
+
+
+def test_chinese_rouge_counts_characters():
+    # Common characters 我 爱: 2 of 4 and 2 of 4. Common pairs 我爱: 1 of 3 and 1 of 3.
+    # Longest common subsequence 我爱: 2 of 4 and 2 of 4.
+    scores = compute_rouge(["我爱北京"], ["我爱上海"], lang="zh")
+    assert scores == approx(rouge1=50.0, rouge2=33.3333, rougeL=50.0)
+
+
+def test_chinese_rouge_of_unequal_lengths():
+    # Prediction 模型很好 (4), reference 这个模型好 (5); common 模 型 好.
+    # ROUGE-1: P 3/4, R 3/5, F 2/3. ROUGE-2: common 模型, P 1/3, R 1/4, F 2/7. ROUGE-L: 模型好 = 3.
+    scores = compute_rouge(["模型很好。"], ["这个模型，好！"], lang="zh")
+    assert scores == approx(rouge1=66.6667, rouge2=28.5714, rougeL=66.6667)
+
+
+def test_latin_words_and_numbers_in_chinese_stay_whole():
+    tokens = tokenizer_for("zh-CN").tokenize("用BERT-2训练模型")
+    assert tokens == ["用", "bert", "2", "训", "练", "模", "型"]
+
+
+def test_word_rouge_by_hand():
+    # Common words the, sat; the cat sat | the dog sat down: P 2/3, R 2/4; no common pair.
+    scores = compute_rouge(["The cat sat"], ["the dog sat, down"])
+    assert scores == approx(rouge1=57.1429, rouge2=0.0, rougeL=57.1429)
+
+
+def test_scores_are_the_mean_over_examples():
+    scores = compute_rouge(["a b", "x y"], ["a b", "p q"])
+    assert scores == approx(rouge1=50.0, rouge2=50.0, rougeL=50.0)
+
+
+def test_words_of_english_text_are_those_of_rouge_score():
+    prediction = "A module's parser: it reads the JSON-encoded file_name, twice (2x)."
+    reference = "This module reads a file name and parses the JSON it holds."
+    theirs = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"]).score(reference, prediction)
+    ours = compute_rouge([prediction], [reference])
+    assert ours == approx(**{name: 100 * score.fmeasure for name, score in theirs.items()})
+
+
+def test_stemming_is_rouge_scores():
+    assert compute_rouge(["running dogs"], ["run dog"])["rouge1"] == 0.0
+    assert compute_rouge(["running dogs"], ["run dog"], use_stemmer=True)["rouge2"] == 100.0
+    with pytest.raises(ValueError, match="use_stemmer"):
+        compute_rouge(["我"], ["我"], lang="zh", use_stemmer=True)
+
+
+def test_accented_letters_are_part_of_words():
+    assert tokenizer_for(None).tokenize("Éléphant übel") == ["éléphant", "übel"]
+
+
+def test_rouge_is_an_offline_metric_of_evaluate():
+    metric = Rouge()
+    assert isinstance(metric, evaluate.Metric)
+    metric.add_batch(predictions=["a b"], references=["a c"])
+    assert metric.compute()["rouge1"] == pytest.approx(50.0)
+
+
+def test_lists_must_match():
+    with pytest.raises(ValueError, match="2 predictions and 1 references"):
+        compute_rouge(["a", "b"], ["a"])
+    with pytest.raises(ValueError, match="0 predictions"):
+        compute_rouge([], [])
+
+
+def test_lead_is_the_beginning_of_the_document_with_its_punctuation():
+    assert lead_summaries(["One, two. Three four"], 3) == ["One, two. Three"]
+    assert lead_summaries(["发言人1：我休息一下"], 5, "zh") == ["发言人1：我"]
+    assert lead_summaries(["short", ""], 9) == ["short", ""]
+
+
+def test_mean_length_counts_what_rouge_counts():
+    assert mean_length(["one two", "one two three four"]) == 3
+    assert mean_length(["我爱北京。"], "zh") == 4
+    assert mean_length(["..."]) == 1
+    with pytest.raises(ValueError, match="at least one"):
+        mean_length([])
+
+
+def test_lead_scores_perfectly_where_the_summary_is_the_lead():
+    lead = lead_summaries(["alpha beta gamma delta"], 2)
+    assert compute_rouge(lead, ["alpha beta"])["rougeL"] == pytest.approx(100.0)
+
+
+def test_chinese_is_recognised_and_a_named_language_wins():
+    assert is_chinese(["发言人1：defi 请回答2021，我们有请 piggy 协议开发团队"])
+    assert not is_chinese(["The word 北京 means Beijing, which is the capital."])
+    assert not is_chinese(["123 456"])
+    assert resolve_language(None, ["我爱北京"]) == "zh"
+    assert resolve_language("ja", ["我爱北京"]) == "ja"
+    assert resolve_language(None, ["plain text"]) is None
+
+
+@pytest.fixture
+def scorer():
+    tokenizer = byte_tokenizer()
+    pairs = Dataset.from_dict(
+        {
+            "document": ["alpha beta gamma", "one two three", "red green blue"],
+            "summary": ["alpha beta delta epsilon", "one two", "green"],
+        }
+    )
+    labels = [
+        tokenizer(text, max_length=12, truncation=True).input_ids for text in pairs["summary"]
+    ]
+    return tokenizer, labels, SummaryScorer(tokenizer, pairs, labels, lead_length=2)
+
+
+def prediction(tokenizer, labels, rows, texts):
+    def padded(ids, filler):
+        return ids + [filler] * (40 - len(ids))
+
+    outputs = [padded([tokenizer.pad_token_id, *tokenizer(text).input_ids], -100) for text in texts]
+    return EvalPrediction(
+        predictions=np.array(outputs),
+        label_ids=np.array([padded(labels[row], tokenizer.pad_token_id) for row in rows]),
+    )
+
+
+def test_scorer_compares_with_the_whole_reference(scorer):
+    tokenizer, labels, score = scorer
+    metrics = score(prediction(tokenizer, labels, [0], ["alpha beta"]))
+    # The labels were cut to "alpha beta "; the reference has four words.
+    assert metrics["rouge1"] == pytest.approx(66.6667, abs=1e-3)
+    assert metrics["gen_len"] == len("alpha beta") + 1
+
+
+def test_scorer_finds_references_in_any_order_and_repeated(scorer):
+    tokenizer, labels, score = scorer
+    texts = ["green", "alpha beta delta epsilon", "one two", "green"]
+    metrics = score(prediction(tokenizer, labels, [2, 0, 1, 2], texts))
+    assert metrics["rougeL"] == pytest.approx(100.0)
+    assert score.records() == [
+        {"reference": text, "generated": text}
+        for text in ["alpha beta delta epsilon", "one two", "green"]
+    ]
+
+
+def test_scorer_puts_the_lead_baseline_next_to_the_model(scorer):
+    tokenizer, labels, score = scorer
+    metrics = score(prediction(tokenizer, labels, [1], ["nothing right"]))
+    expected = compute_rouge(
+        ["alpha beta", "one two", "red green"], ["alpha beta delta epsilon", "one two", "green"]
+    )
+    assert metrics["rouge1"] == 0.0
+    for name, value in expected.items():
+        assert metrics[f"lead_{name}"] == pytest.approx(value, abs=1e-3)

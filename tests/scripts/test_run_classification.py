@@ -1,0 +1,128 @@
+"""Sequence classification: labels, metrics against hand-computed values, and small runs."""
+
+import json
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, Features, Value
+from transformers import AutoModelForSequenceClassification, EvalPrediction
+
+import run_classification
+from reformer_hf import ReformerForSequenceClassification
+from training.arguments import ClassificationArguments
+from training.classification import _texts_and_labels, class_names
+from training.classification_metrics import (
+    ClassificationScorer,
+    accuracy,
+    macro_f1,
+    majority_class,
+)
+
+COLUMNS = ["--text_column_names", "document", "--max_seq_length", "48", "--vocab_size", "300"]
+
+
+def test_accuracy_and_macro_f1_by_hand():
+    actual = np.array([0, 0, 0, 1, 2])
+    predicted = np.array([0, 0, 1, 1, 0])
+    # Class 0: 2 hits, 3 predicted, 3 true: 4/6. Class 1: 1, 2, 1: 2/3. Class 2: 0.
+    assert accuracy(predicted, actual) == pytest.approx(0.6)
+    assert macro_f1(predicted, actual) == pytest.approx((4 / 6 + 2 / 3 + 0) / 3)
+
+
+def test_majority_baseline_stands_next_to_the_model():
+    logits = np.array([[2.0, 1.0], [0.0, 3.0], [5.0, 1.0]])
+    scorer = ClassificationScorer(majority=0)
+    scores = scorer(EvalPrediction(predictions=logits, label_ids=np.array([0, 1, 1])))
+    assert scores["accuracy"] == pytest.approx(2 / 3)
+    assert scores["majority_accuracy"] == pytest.approx(1 / 3)
+    assert scores["majority_macro_f1"] == pytest.approx((2 * 1 / (3 + 1)) / 2)
+
+
+def test_majority_class_is_the_most_frequent_and_of_several_the_first():
+    assert majority_class([2, 1, 2]) == 2
+    assert majority_class([3, 1, 1, 3]) == 1
+
+
+def test_class_names_are_in_natural_order():
+    assert class_names(Dataset.from_dict({"label": ["10", "9", "-1"]})) == ["-1", "9", "10"]
+    assert class_names(Dataset.from_dict({"label": ["b", "a", "b"]})) == ["a", "b"]
+    with pytest.raises(ValueError, match=r"at least two classes, got \['a'\]"):
+        class_names(Dataset.from_dict({"label": ["a", "a"]}))
+
+
+def test_run_leaves_a_complete_model_directory(data_files, small_run, tmp_path, capsys):
+    assert run_classification.main([*data_files, *small_run, *COLUMNS, "--do_predict"]) == 0
+    run = tmp_path / "run"
+    model = AutoModelForSequenceClassification.from_pretrained(run)
+    assert isinstance(model, ReformerForSequenceClassification)
+    assert model.config.label2id == {"attention": 0, "bucket": 1, "chunk": 2}
+    metrics = json.loads((run / "all_results.json").read_text())
+    for prefix in ("eval", "predict"):
+        for name in ("accuracy", "macro_f1", "majority_accuracy", "majority_macro_f1"):
+            assert 0 <= metrics[f"{prefix}_{name}"] <= 1
+    card = (run / "README.md").read_text()
+    assert "always the class that is most frequent" in card
+    assert "AutoModelForSequenceClassification.from_pretrained" in card
+    assert (run / "loss_curve.png").is_file()
+    shown = capsys.readouterr().out
+    assert "majority class" in shown
+    assert shown.count("(probability") == 3
+
+
+def test_several_text_columns_are_joined(data_files, small_run, tmp_path):
+    columns = ["--text_column_names", "summary,document", "--text_column_delimiter", " | "]
+    lengths = ["--max_seq_length", "48", "--vocab_size", "300"]
+    metrics = run_classification.classify([*data_files, *small_run, *columns, *lengths])
+    assert "eval_accuracy" in metrics
+
+
+def test_trained_classifier_is_evaluated_with_its_own_classes(data_files, small_run, tmp_path):
+    trained = run_classification.classify([*data_files, *small_run, *COLUMNS])
+    metrics = run_classification.classify(
+        [
+            *data_files,
+            *("--model_name_or_path", str(tmp_path / "run"), "--do_eval", "--use_cpu", "true"),
+            *("--text_column_names", "document", "--max_seq_length", "48"),
+            *("--output_dir", str(tmp_path / "evaluation")),
+        ]
+    )
+    assert metrics["eval_loss"] == pytest.approx(trained["eval_loss"], rel=1e-4)
+
+
+def test_interrupted_run_resumes_at_the_next_step(data_files, small_run, tmp_path):
+    run_classification.classify([*data_files, *small_run, *COLUMNS])
+    run_classification.classify([*data_files, *small_run, *COLUMNS, "--max_steps", "3"])
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == [1, 2, 3]
+
+
+def test_hub_class_labels_become_names():
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
+    table = Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features)
+    assert list(_texts_and_labels(table, ClassificationArguments())["label"]) == ["yes", "no"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--label_column_name", "class"], "label_column_name: expected one of ['document'"),
+        (["--text_column_names", "body"], "text_column_names: expected one of ['document'"),
+        (["--max_seq_length", "0"], "max_seq_length: expected a positive integer"),
+    ],
+)
+def test_runs_that_cannot_work_are_refused(data_files, small_run, capsys, arguments, expected):
+    assert run_classification.main([*data_files, *small_run, *COLUMNS, *arguments]) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_missing_data_unknown_classes_and_numbers_are_refused(
+    data_files, small_run, tmp_path, capsys
+):
+    assert run_classification.main(small_run) == 2
+    assert "expected data to classify" in capsys.readouterr().err
+    for label, expected in (("round", "got ['round']"), (0.5, "got float64")):
+        path = tmp_path / f"{label}.jsonl"
+        path.write_text(json.dumps({"document": "x", "label": label}))
+        other = [*data_files, "--validation_file", str(path)]
+        assert run_classification.main([*other, *small_run, *COLUMNS]) == 2
+        assert expected in capsys.readouterr().err

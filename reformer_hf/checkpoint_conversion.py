@@ -109,9 +109,9 @@ def convert_config(fields: Mapping[str, Any], attention_pattern: str = "chunk") 
     Args:
         fields: what its ``config.json`` holds; what is missing has the original's default.
         attention_pattern: ``"chunk"``: the original's function. ``"window"``: the same weights in
-            our pattern; then the number of buckets follows the length of the input, as the window
-            looks for other tokens only in a token's own bucket, and encoders look ahead as far as
-            back.
+            our pattern, with exactly reversible layers. Then the number of buckets follows the
+            length of the input, since a window only looks into a token's own bucket, and encoders
+            look as far ahead as back.
 
     Returns:
         Arguments of :class:`ReformerConfig`.
@@ -142,7 +142,7 @@ def convert_config(fields: Mapping[str, Any], attention_pattern: str = "chunk") 
             del ours[name]
 
     if attention_pattern == "window":
-        ours.update(attention_pattern="window", num_buckets=None)
+        ours.update(attention_pattern="window", exact_reversible=True, num_buckets=None)
         for kind in ("lsh", "local"):
             ours[f"{kind}_num_chunks_before"] = max(1, ours.get(f"{kind}_num_chunks_before", 1))
             ours[f"{kind}_num_chunks_after"] = ours.get(f"{kind}_num_chunks_after") or None

@@ -10,6 +10,9 @@ from reformer_hf.configuration_reformer import DEFAULT_HASH_SEED, ReformerConfig
 from reformer_hf.ops.padding import Padding
 from reformer_hf.ops.seeds import fold_seed, fresh_seed
 
+# Keys and values ``[B, H, M, D]`` of an encoder's output, by decoder layer.
+CrossMemory = dict[int, tuple[Tensor, Tensor]]
+
 
 @dataclass(frozen=True)
 class ForwardContext:
@@ -24,6 +27,8 @@ class ForwardContext:
         num_buckets: overrides the configured number of buckets.
         attentions: if not ``None``, self-attention layers append their weights.
         cross_attentions: if not ``None``, cross-attention layers append theirs.
+        cross_memory: if not ``None``, cross-attention layers keep the keys and values of the
+            encoder's output here, by layer index, and find them here in the next decoding step.
     """
 
     padding: Padding | None
@@ -34,6 +39,7 @@ class ForwardContext:
     num_buckets: int | list[int] | None = None
     attentions: list[Tensor] | None = field(default=None, compare=False)
     cross_attentions: list[Tensor] | None = field(default=None, compare=False)
+    cross_memory: CrossMemory | None = field(default=None, compare=False)
 
 
 def draw_seeds(config: ReformerConfig, training: bool) -> tuple[int, int]:

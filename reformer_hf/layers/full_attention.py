@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reformer_hf.configuration_reformer import ReformerSeq2SeqConfig
-from reformer_hf.layers.context import ForwardContext
+from reformer_hf.layers.context import CrossMemory, ForwardContext
 from reformer_hf.layers.heads import HeadMerge, split_heads
 from reformer_hf.layers.norm import StreamLayerNorm
 from reformer_hf.layers.self_attention import SelfAttention
@@ -85,10 +85,12 @@ class CrossAttention(nn.Module):
 
     Args:
         config: the model's configuration.
+        layer_index: index in the decoder.
     """
 
-    def __init__(self, config: ReformerSeq2SeqConfig) -> None:
+    def __init__(self, config: ReformerSeq2SeqConfig, layer_index: int) -> None:
         super().__init__()
+        self.layer_index = layer_index
         self.num_heads = config.num_attention_heads
         self.attention_dropout = config.cross_attention_probs_dropout_prob
         features = self.num_heads * config.attention_head_size
@@ -110,8 +112,7 @@ class CrossAttention(nn.Module):
             context: settings of the forward pass.
         """
         query = split_heads(self.query(self.norm(x)), self.num_heads)
-        key = split_heads(self.key(encoder_states), self.num_heads)
-        value = split_heads(self.value(encoder_states), self.num_heads)
+        key, value = self._keys_and_values(encoder_states, context.cross_memory)
         mask = _key_mask(context.encoder_real)
         dropout = self.attention_dropout if self.training else 0.0
         if context.cross_attentions is None:
@@ -124,3 +125,15 @@ class CrossAttention(nn.Module):
             attended = torch.matmul(weights.to(value.dtype), value)
         residual: Tensor = self.dropout(self.output(attended))
         return residual
+
+    def _keys_and_values(
+        self, encoder_states: Tensor, memory: CrossMemory | None
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values ``[B, H, M, D]``; in generation they are computed once."""
+        if memory is not None and self.layer_index in memory:
+            return memory[self.layer_index]
+        key = split_heads(self.key(encoder_states), self.num_heads)
+        value = split_heads(self.value(encoder_states), self.num_heads)
+        if memory is not None:
+            memory[self.layer_index] = (key, value)
+        return key, value

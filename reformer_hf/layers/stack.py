@@ -51,7 +51,7 @@ class ReformerLayer(nn.Module):
                 raise ValueError(
                     f"a decoder layer needs a ReformerSeq2SeqConfig, got {type(config).__name__}"
                 )
-            self.cross_attention = CrossAttention(config)
+            self.cross_attention = CrossAttention(config, layer_index)
             inner_size = config.decoder_feed_forward_size or inner_size
         self.feed_forward = FeedForward(config, inner_size)
 

@@ -13,6 +13,7 @@ from reformer_hf.models.base import ReformerPreTrainedModel, check_shape
 from reformer_hf.models.generation import ReformerGenerationMixin
 from reformer_hf.models.losses import NumItems, chunked_token_loss, shift_left, token_loss
 from reformer_hf.models.model import ReformerModel
+from reformer_hf.ops.cross_entropy import IGNORE_INDEX
 
 
 class ReformerForCausalLM(ReformerGenerationMixin, ReformerPreTrainedModel):
@@ -81,6 +82,9 @@ class ReformerForCausalLM(ReformerGenerationMixin, ReformerPreTrainedModel):
         if labels is not None:
             check_shape(labels, hidden.shape[:2], "labels")
             labels = shift_left(labels)
+            if attention_mask is not None:
+                # Left padding stands before the first token of a text, but does not predict it.
+                labels = labels.masked_fill(attention_mask == 0, IGNORE_INDEX)
         chunk_size = self.config.chunk_size_lm_head
         if labels is not None and self.training and chunk_size > 0:
             loss = chunked_token_loss(hidden, self.lm_head, labels, chunk_size, num_items_in_batch)

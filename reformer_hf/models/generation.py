@@ -1,4 +1,8 @@
-"""Generation without a cache: every step reads the whole sequence."""
+"""Generation without a cache of the decoder: every step reads all that was generated so far.
+
+The source is read once: its encoding, and what every layer's cross-attention makes of it, stay with
+the encoder's output for as long as one call of ``generate`` lasts.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import GenerationMixin
+from transformers.modeling_outputs import BaseModelOutput
+
+from reformer_hf.layers.context import CrossMemory
+
+# An attribute, not an entry: nothing that reads the output's fields sees it.
+_CROSS_MEMORY = "_reformer_cross_memory"
+
+
+def cross_memory(encoder_outputs: BaseModelOutput) -> CrossMemory | None:
+    """The keys and values kept with an encoder's output, if this is a decoding step."""
+    if torch.is_grad_enabled():
+        return None
+    memory: CrossMemory | None = getattr(encoder_outputs, _CROSS_MEMORY, None)
+    return memory
 
 
 class ReformerGenerationMixin(GenerationMixin):
@@ -17,6 +35,7 @@ class ReformerGenerationMixin(GenerationMixin):
         input_ids: Tensor,
         next_sequence_length: int | None = None,
         inputs_embeds: Tensor | None = None,
+        is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Inputs of one decoding step: the whole sequence so far, whatever is asked for.
@@ -25,11 +44,20 @@ class ReformerGenerationMixin(GenerationMixin):
             input_ids: ``[B, N]`` tokens so far (after a prompt of vectors: only the new ones).
             next_sequence_length: ignored; without a cache no step can skip earlier tokens.
             inputs_embeds: ``[B, P, d]`` a prompt given as vectors.
+            is_first_iteration: the step is the first of its call of ``generate``.
             **kwargs: everything else that ``generate`` passes on.
         """
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(
-            input_ids, next_sequence_length=None, **kwargs
+            input_ids,
+            next_sequence_length=None,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
         )
+        encoder_outputs = inputs.get("encoder_outputs")
+        if isinstance(encoder_outputs, BaseModelOutput) and (
+            is_first_iteration or not hasattr(encoder_outputs, _CROSS_MEMORY)
+        ):
+            setattr(encoder_outputs, _CROSS_MEMORY, {})
         if inputs_embeds is not None and not self.config.is_encoder_decoder:
             vectors = inputs_embeds
             if input_ids.shape[1]:

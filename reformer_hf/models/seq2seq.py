@@ -21,7 +21,7 @@ from reformer_hf.models.base import (
     read_positions,
     resized_shape,
 )
-from reformer_hf.models.generation import ReformerGenerationMixin
+from reformer_hf.models.generation import ReformerGenerationMixin, cross_memory
 from reformer_hf.models.losses import NumItems, chunked_token_loss, token_loss
 from reformer_hf.models.model import ReformerModel, flag
 from reformer_hf.ops.cross_entropy import IGNORE_INDEX
@@ -231,6 +231,7 @@ class ReformerSeq2SeqModel(ReformerSeq2SeqPreTrainedModel):
             dropout_seed,
             encoder_real=None if attention_mask is None else attention_mask != 0,
             num_hashes=num_hashes,
+            cross_memory=cross_memory(encoded),
         )
         out = self.decoder(vectors, positions, context, states, want_states, want_attentions)
         return Seq2SeqModelOutput(

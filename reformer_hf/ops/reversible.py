@@ -104,7 +104,7 @@ class _Gauge:
         self.grid = grid
         self.peak: Tensor | None = None
 
-    def factor(self, stored: Tensor, steps: Tensor) -> Tensor:
+    def factor(self, stored: Tensor, steps: Tensor, share: float = _STEP_SHARE) -> Tensor:
         """The grid as a 0-d tensor, or NaN if the sum cannot be trusted.
 
         Infinite and undefined residuals, which integers cannot represent, become NaN this way too.
@@ -112,13 +112,15 @@ class _Gauge:
         Args:
             stored: a stored stream after a step.
             steps: what the step added, in steps of the grid but still as floats.
+            share: of the range, that it may use.
         """
         wide = steps.dtype
         used = torch.maximum(
             torch.stack(stored.aminmax()).to(wide).abs().amax() / (_STREAM_SHARE * _RANGE),
-            torch.linalg.vector_norm(steps, torch.inf) / (_STEP_SHARE * _RANGE),
+            torch.linalg.vector_norm(steps, torch.inf) / (share * _RANGE),
         )
-        self.peak = used if self.peak is None else torch.maximum(self.peak, used)
+        # fmax passes over NaN: what a stream turns into must not hide how it came to that.
+        self.peak = used if self.peak is None else torch.fmax(self.peak, used)
         return torch.where(used < 1.0, self.grid, torch.nan).to(wide)
 
 
@@ -292,7 +294,7 @@ def _add(stored: Tensor, added: Tensor, gauge: _Gauge | None) -> tuple[Tensor, T
     """
     if gauge is None:
         total = stored + added
-        return total, total
+        return total.detach(), total  # with its history, the tape would keep itself alive
     total = torch.empty_like(stored)
     wide = torch.float64 if stored.dtype == torch.int64 else torch.float32
     out = torch.empty_like(stored, dtype=wide)
@@ -327,11 +329,12 @@ class _EnterGrid(torch.autograd.Function):
     """``from_steps(to_steps(x))``; the gradient passes straight through."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, grid: float) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, gauge: _Gauge) -> tuple[Tensor, Tensor]:
         ctx.dtype = x.dtype
-        stored = to_steps(x, grid)
+        stored = to_steps(x, gauge.grid)
         ctx.mark_non_differentiable(stored)
-        return stored, from_steps(stored, grid)
+        factor = gauge.factor(stored, _widen(x).mul(1.0 / gauge.grid), _STREAM_SHARE)
+        return stored, from_steps(stored, factor)
 
     @staticmethod
     def backward(ctx: Any, _: Tensor, grad: Tensor) -> tuple[Tensor, None]:
@@ -401,7 +404,10 @@ class ResidualStreams:
                 path; the reversible path has no use for it.
         """
         self._gauge = None if grid is None else _Gauge(grid)
-        stored, start = (x.detach(), x) if grid is None else _EnterGrid.apply(x, grid)
+        if self._gauge is None:
+            stored, start = x.detach(), x
+        else:
+            stored, start = _EnterGrid.apply(x, self._gauge)
         self._streams = [start, start]
         self._stored = [stored, stored]
         self._position = 0

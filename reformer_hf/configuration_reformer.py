@@ -205,10 +205,16 @@ class ReformerConfig(PreTrainedConfig):
 
     @classmethod
     def _read(cls, fields: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-        reader = CONFIG_READERS.get(fields.get("model_type", cls.model_type))
-        if reader is None or cls.model_type != ReformerConfig.model_type:
+        actual = fields.get("model_type", cls.model_type)
+        if actual == cls.model_type:
             return fields
-        return reader(fields, settings)
+        readers = CONFIG_READERS if cls.model_type == ReformerConfig.model_type else {}
+        if actual not in readers:
+            raise ValueError(
+                f"`model_type` must be {' or '.join(map(repr, (cls.model_type, *readers)))} to be "
+                f"opened as a {cls.__name__}, got {actual!r}"
+            )
+        return readers[actual](fields, settings)
 
     @classmethod
     def _sequence_fields(cls) -> tuple[str, ...]:

@@ -36,8 +36,13 @@ class ReformerPreTrainedModel(PreTrainedModel):
     _keys_to_ignore_on_load_unexpected = list(IGNORED_BUFFERS)
 
     def __init__(self, config: ReformerConfig) -> None:
-        if isinstance(config, ReformerConfig):
-            config.check()
+        expected = type(self).config_class
+        if not isinstance(config, expected):
+            raise ValueError(
+                f"`config` must be a {expected.__name__} for a {type(self).__name__}, "
+                f"got a {type(config).__name__}"
+            )
+        config.check()
         super().__init__(config)
 
     @torch.no_grad()
@@ -133,6 +138,16 @@ def check_labels(labels: Tensor, num_classes: int, name: str = "labels") -> None
         )
 
 
+def check_num_hashes(num_hashes: int | None) -> None:
+    """Make sure that the hash rounds asked for in a call, if any, are at least one.
+
+    Raises:
+        ValueError: with the number.
+    """
+    if num_hashes is not None and num_hashes < 1:
+        raise ValueError(f"`num_hashes` must be at least 1, got {num_hashes}")
+
+
 def embed_tokens(
     input_ids: Tensor | None,
     inputs_embeds: Tensor | None,
@@ -221,7 +236,10 @@ def read_positions(
         if padding is not None:
             return padding.positions()
         return torch.arange(length, device=vectors.device).unsqueeze(0)
-    if position_ids.dim() != 2 or position_ids.shape[1] != length:
-        raise ValueError(f"`{name}` must be [batch, {length}], got {list(position_ids.shape)}")
+    batch = vectors.shape[0]
+    if position_ids.shape not in ((batch, length), (1, length)):
+        raise ValueError(
+            f"`{name}` must be [{batch} or 1, {length}], got {list(position_ids.shape)}"
+        )
     check_ids(position_ids, num_positions, name, limit_name)
     return position_ids

@@ -17,6 +17,10 @@ from reformer_hf.ops.cross_entropy import IGNORE_INDEX, linear_cross_entropy
 NumItems = Tensor | int | float | None
 
 
+def _at_least_fp32(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def _divide(total: Tensor, count: Tensor | int, num_items: NumItems) -> Tensor:
     """``total / num_items``, or the mean over ``count``; an empty batch has loss 0."""
     items = count if num_items is None else num_items
@@ -36,7 +40,7 @@ def token_loss(logits: Tensor, labels: Tensor, num_items: NumItems = None) -> Te
     labels = labels.to(logits.device)
     check_labels(labels, logits.shape[-1])
     total = F.cross_entropy(
-        logits.flatten(0, -2).float(),
+        _at_least_fp32(logits.flatten(0, -2)),
         labels.flatten(),
         ignore_index=IGNORE_INDEX,
         reduction="sum",
@@ -113,8 +117,8 @@ def sequence_loss(
             f"`labels` must be [batch, num_labels] = {list(logits.shape)} for {kind}, "
             f"got {list(labels.shape)}"
         )
-    target = labels.reshape(logits.shape).float()
-    wide = logits.float()
+    wide = _at_least_fp32(logits)
+    target = labels.reshape(logits.shape).to(wide.dtype)
     if kind == "regression":
         total = F.mse_loss(wide, target, reduction="sum")
     else:

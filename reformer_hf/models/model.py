@@ -15,6 +15,7 @@ from reformer_hf.layers.embeddings import PositionedInputs
 from reformer_hf.layers.stack import ReformerStack
 from reformer_hf.models.base import (
     ReformerPreTrainedModel,
+    check_num_hashes,
     embed_tokens,
     read_padding,
     read_positions,
@@ -92,8 +93,7 @@ class ReformerModel(ReformerPreTrainedModel):
             ValueError: see :func:`~reformer_hf.models.base.embed_tokens` and its neighbours.
         """
         config = self.config
-        if num_hashes is not None and num_hashes < 1:
-            raise ValueError(f"`num_hashes` must be at least 1, got {num_hashes}")
+        check_num_hashes(num_hashes)
         vectors = embed_tokens(input_ids, inputs_embeds, self.word_embeddings)
         padding = read_padding(attention_mask, vectors, "attention_mask")
         table = self.embeddings.position_embeddings

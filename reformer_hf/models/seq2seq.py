@@ -15,6 +15,8 @@ from reformer_hf.layers.embeddings import PositionedInputs
 from reformer_hf.layers.stack import ReformerStack, StackOutput
 from reformer_hf.models.base import (
     ReformerPreTrainedModel,
+    check_labels,
+    check_num_hashes,
     check_shape,
     embed_tokens,
     read_padding,
@@ -39,7 +41,14 @@ def shift_right(
 
     Returns:
         Input ids ``[B, N]``, and the mask ``[B, N]`` of the real tokens among them.
+
+    Raises:
+        ValueError: labels of another shape, or none at all.
     """
+    if labels.dim() != 2 or labels.shape[1] == 0:
+        raise ValueError(
+            f"`labels` must be [batch, length] with at least one token, got {list(labels.shape)}"
+        )
     start = labels.new_full((labels.shape[0], 1), start_token_id)
     shifted = torch.cat((start, labels[:, :-1]), dim=1)
     real = shifted != IGNORE_INDEX
@@ -185,6 +194,7 @@ class ReformerSeq2SeqModel(ReformerSeq2SeqPreTrainedModel):
                 "one of `decoder_input_ids`, `decoder_inputs_embeds` and, in a model with a head, "
                 "`labels` must be given, got none of them"
             )
+        check_num_hashes(num_hashes)
         want_states = flag(output_hidden_states, config.output_hidden_states)
         want_attentions = flag(output_attentions, config.output_attentions)
         if encoder_outputs is None:
@@ -317,6 +327,8 @@ class ReformerForConditionalGeneration(ReformerGenerationMixin, ReformerSeq2SeqP
             ``None``.
         """
         if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
+            # Before they become decoder inputs, whose error would name what nobody gave.
+            check_labels(labels, self.lm_head.out_features)
             decoder_input_ids, real = shift_right(
                 labels, self.config.decoder_start_token_id, self.config.pad_token_id
             )

@@ -1,0 +1,377 @@
+"""How much memory a training step needs, before it is tried.
+
+    python -m reformer_hf.memory --config DIR --length 65536
+
+prints a table; :func:`estimate_memory` is the function behind it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoConfig
+
+from reformer_hf.configuration_reformer import ReformerConfig, ReformerSeq2SeqConfig
+from reformer_hf.models.causal_lm import ReformerForCausalLM
+from reformer_hf.models.seq2seq import ReformerForConditionalGeneration
+
+# Numbers that an optimizer keeps for every parameter, in the dtype of the parameter.
+OPTIMIZER_NUMBERS = {"adamw": 2, "sgd": 0, "none": 0}
+
+# Bytes of the residual streams' numbers: fp32, and int32 as they are stored.
+_STREAM = 4
+# Scores that the vectorised attention backend forms at a time.
+SCORE_ELEMENTS = 1 << 19
+# Freed memory that the C library keeps for itself: glibc returns what lies above 64 MiB.
+_MALLOC_KEEPS = 64 << 20
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes that a training step needs, by kind.
+
+    Attributes:
+        parameters: the weights.
+        gradients: one number per weight.
+        optimizer: what the optimizer keeps between steps.
+        streams: the two residual streams that the reversible stack keeps; with
+            ``reversible=False`` everything that autograd keeps, which grows with the depth.
+        sublayer: working set of the costliest sub-layer in the backward pass.
+        logits: working set of the head and the loss. It is gone before the sub-layers need theirs
+            and before there are gradients, so that only the larger of the two counts.
+        allocator: freed memory that the C library holds on to (CPU only).
+    """
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    streams: int
+    sublayer: int
+    logits: int
+    allocator: int
+
+    @property
+    def extra_peak(self) -> int:
+        """Above the model itself: activations, and gradients once there are any."""
+        backward = self.gradients + self.sublayer
+        return self.streams + max(backward, self.logits) + self.allocator
+
+    @property
+    def total(self) -> int:
+        """The whole training step."""
+        return self.parameters + self.optimizer + self.extra_peak
+
+
+def estimate_memory(
+    config: ReformerConfig,
+    batch_size: int,
+    length: int,
+    *,
+    target_length: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    optimizer: str = "adamw",
+    device: str = "cpu",
+) -> MemoryEstimate:
+    """What one training step of the language model needs at its peak.
+
+    With ``n = B N`` tokens, ``d`` features, ``H`` heads of size ``D``, ``R`` rounds, ``w`` bytes of
+    the arithmetic's dtype, and ``P`` projections of the attention (2 for LSH, else 3):
+
+    * parameters, gradients, optimizer: 4 bytes per weight for each number;
+    * a stream is ``s = 4 n d``; the stack keeps two, whatever its depth;
+    * attention, backward: streams read, restored and rounded ``3 s``, their gradients ``3 s``;
+      the normalised input (one copy, under autocast one per projection), the output of the layer,
+      ``w n d`` each; heads ``w n H D``: ``P`` projections, the attended values, the gradients of
+      all these, and in LSH one more; sorted copies of the slices at work, and five int64 tensors
+      ``[B, H, R, N]`` of the order;
+    * feed-forward, backward: the same streams; for the ``c`` positions of a slice three inner
+      activations ``w c f`` and the gradients of its weights once more;
+    * head: the streams as they are read ``2 s``, their mean, its normalisation and gradients, and
+      three fp32 tensors ``n V`` (log-probabilities and two gradients); with ``chunk_size_lm_head``
+      two, of one slice.
+
+    Sub-layers follow one another, as do head and sub-layers, so the largest counts, not the sum.
+    The result is for full sequences without dropout masks, and does not cover the interpreter and
+    the libraries (about 0.4 GB on a CPU).
+
+    Args:
+        config: a configuration with one stack is taken as a causal language model, a
+            [`ReformerSeq2SeqConfig`] as the encoder-decoder.
+        batch_size: sequences, ``B``.
+        length: tokens of a (source) sequence, ``N``.
+        target_length: tokens of a target; default: `max_target_positions`.
+        dtype: of the arithmetic. fp16 and bf16 mean autocast: parameters stay in fp32.
+        optimizer: ``"adamw"``, ``"sgd"`` or ``"none"``.
+        device: ``"cpu"`` or ``"cuda"``; the vectorised backend needs the same on both.
+
+    Raises:
+        ValueError: a size that is not positive or above what the configuration allows, or an
+            unknown dtype, optimizer or device.
+
+    Example:
+        >>> from reformer_hf import ReformerConfig
+        >>> short = estimate_memory(ReformerConfig(), 1, 16384)
+        >>> long = estimate_memory(ReformerConfig(), 1, 32768)
+        >>> short.parameters == long.parameters, long.streams == 2 * short.streams
+        (True, True)
+    """
+    _check(config, batch_size, length, target_length, dtype, optimizer, device)
+    weights = count_parameters(config)
+    parameters = 4 * weights
+    width = dtype.itemsize
+    keeps = _MALLOC_KEEPS if device == "cpu" else 0
+    if isinstance(config, ReformerSeq2SeqConfig):
+        parts = _encoder_decoder(config, batch_size, length, target_length, width)
+    else:
+        parts = _language_model(config, batch_size, length, width)
+    streams, sublayer, logits = parts
+    return MemoryEstimate(
+        parameters=parameters,
+        gradients=parameters,
+        optimizer=OPTIMIZER_NUMBERS[optimizer] * parameters,
+        streams=streams,
+        sublayer=sublayer,
+        logits=logits,
+        allocator=min(keeps, streams + sublayer),
+    )
+
+
+def count_parameters(config: ReformerConfig) -> int:
+    """Weights of the language model that a configuration describes, shared ones counted once."""
+    with torch.device("meta"):
+        model: nn.Module
+        if isinstance(config, ReformerSeq2SeqConfig):
+            model = ReformerForConditionalGeneration(config)
+        else:
+            model = ReformerForCausalLM(config)
+    return sum(p.numel() for p in model.parameters())
+
+
+def _language_model(
+    config: ReformerConfig, batch: int, length: int, width: int
+) -> tuple[int, int, int]:
+    """Bytes of streams, of the costliest sub-layer, and of the head."""
+    rows = batch * length
+    stack = _Stack(config, config.attn_layers, config.feed_forward_size, batch, length, width)
+    return stack.kept(), stack.sublayer(), _head(config, rows, width)
+
+
+def _encoder_decoder(
+    config: ReformerSeq2SeqConfig, batch: int, length: int, target_length: int | None, width: int
+) -> tuple[int, int, int]:
+    """Likewise: the encoder waits with its streams and its output while the decoder works."""
+    target = config.max_target_positions if target_length is None else target_length
+    encoder = _Stack(config, config.attn_layers, config.feed_forward_size, batch, length, width)
+    inner = config.decoder_feed_forward_size or config.feed_forward_size
+    decoder = _Stack(config, config.decoder_attn_layers, inner, batch, target, width)
+    # The encoder's merged streams before and after the last norm, and the gradient of the latter.
+    states = 3 * _STREAM * batch * length * config.merged_size()
+    cross = decoder.cross_attention(batch * length)
+    decoding = decoder.kept() + states + max(decoder.sublayer(), cross)
+    return (
+        encoder.kept(),
+        max(encoder.sublayer(), decoding),
+        decoder.kept() + states + _head(config, batch * target, width),
+    )
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """Sizes of one stack; ``width`` is the arithmetic's bytes per number."""
+
+    config: ReformerConfig
+    kinds: Sequence[str]
+    inner_size: int
+    batch: int
+    length: int
+    width: int
+
+    @property
+    def _rows(self) -> int:
+        return self.batch * self.length
+
+    @property
+    def _stream(self) -> int:
+        return _STREAM * self._rows * self.config.hidden_size
+
+    def _features(self, rows: int, count: float = 1) -> int:
+        """Tensors ``[rows, d]`` in the arithmetic's dtype."""
+        return int(count * self.width * rows * self.config.hidden_size)
+
+    def _heads(self, rows: int, count: float = 1) -> int:
+        """Tensors ``[rows, H, D]`` in the arithmetic's dtype."""
+        config = self.config
+        size = config.num_attention_heads * config.attention_head_size
+        return int(count * self.width * rows * size)
+
+    def kept(self) -> int:
+        """What a forward pass leaves behind for the backward pass."""
+        if self.config.reversible:
+            return 2 * self._stream
+        layers = (self._attention_saved(kind) + self._inner_saved() for kind in self.kinds)
+        return sum(layers) + 2 * self._stream * len(self.kinds)
+
+    def _projections(self, kind: str) -> int:
+        return 2 if kind == "lsh" else 3
+
+    def _attention_saved(self, kind: str) -> int:
+        """Normalised input, projections, attended values."""
+        projections = self._projections(kind)
+        copies = projections if self.width < _STREAM else 1
+        return self._features(self._rows, copies) + self._heads(self._rows, projections + 1)
+
+    def _inner_saved(self) -> int:
+        """Normalised input, inner layer before and after the activation, of all positions."""
+        return self._features(self._rows) + 2 * self.width * self._rows * self.inner_size
+
+    def _moving_streams(self) -> int:
+        """Read, restored and rounded streams, and the gradients of both and of the one read."""
+        return (6 if self.config.reversible else 3) * self._stream
+
+    def sublayer(self) -> int:
+        """The costliest sub-layer in the backward pass, beyond what is kept."""
+        working = [self._feed_forward(), *(self._attention(kind) for kind in {*self.kinds})]
+        return self._moving_streams() + max(working)
+
+    def _attention(self, kind: str) -> int:
+        config, projections = self.config, self._projections(kind)
+        saved = self._attention_saved(kind) if config.reversible else 0
+        gradients = self._heads(self._rows, 1 + projections)
+        working = saved + self._features(self._rows) + gradients
+        if kind == "full":
+            return working
+        rounds = config.num_hashes if kind == "lsh" else 1
+        if kind == "lsh":
+            order = 5 * 8 * self._rows * config.num_attention_heads * rounds
+            working += self._heads(self._rows) + order
+        return working + self._slices(kind)
+
+    def _slices(self, kind: str) -> int:
+        """Sorted copies of the slices that the vectorised backend works on, and tiles of scores."""
+        config = self.config
+        chunk: int = getattr(config, f"{kind}_attn_chunk_length")
+        before: int = getattr(config, f"{kind}_num_chunks_before")
+        keys = chunk * (1 + before)
+        slices = max(1, SCORE_ELEMENTS // max(1, self.length * keys))
+        slices = min(slices, self.batch * config.num_attention_heads)
+        copies = 12 * _STREAM * slices * self.length * config.attention_head_size
+        return copies + 4 * _STREAM * min(SCORE_ELEMENTS, slices * self.length * keys)
+
+    def _feed_forward(self) -> int:
+        config = self.config
+        chunk = config.chunk_size_feed_forward or self.length
+        rows = self.batch * min(chunk, self.length)
+        inner = 3 * self.width * rows * self.inner_size
+        weights = 2 * config.hidden_size * self.inner_size
+        again = 2 if rows < self._rows else 1
+        casts = 2 * self.width * weights if self.width < _STREAM else 0
+        saved = inner if config.reversible else inner // 3
+        return saved + self._features(rows, 3) + again * _STREAM * weights + casts
+
+    def cross_attention(self, source_rows: int) -> int:
+        """Attention of the target to ``source_rows`` encoder states."""
+        states = self._features(source_rows) if self.width < _STREAM else 0
+        keys = self._heads(source_rows, 4)
+        return self._moving_streams() + states + keys + self._heads(self._rows, 4)
+
+
+def _head(config: ReformerConfig, rows: int, width: int) -> int:
+    """Streams as they are read, their mean, its normalisation, logits, and what comes back."""
+    features = config.merged_size()
+    hidden = _STREAM * rows * features
+    read = 2 * _STREAM * rows * config.hidden_size
+    if config.chunk_size_lm_head > 0:
+        part = min(rows, config.chunk_size_lm_head)
+        return read + 4 * hidden + 2 * _STREAM * part * config.vocab_size
+    logits = _STREAM * rows * config.vocab_size
+    return read + 2 * hidden + 3 * logits + rows * features * width
+
+
+def _check(
+    config: ReformerConfig,
+    batch_size: int,
+    length: int,
+    target_length: int | None,
+    dtype: torch.dtype,
+    optimizer: str,
+    device: str,
+) -> None:
+    if not isinstance(config, ReformerConfig):
+        raise ValueError(f"`config` must be a ReformerConfig, got {type(config).__name__}")
+    _check_size("batch_size", batch_size)
+    _check_size("length", length, config.max_position_embeddings, "max_position_embeddings")
+    if target_length is not None:
+        if not isinstance(config, ReformerSeq2SeqConfig):
+            raise ValueError(
+                "`target_length` is for a ReformerSeq2SeqConfig, "
+                f"got {target_length} with a {type(config).__name__}"
+            )
+        limit = config.max_target_positions
+        _check_size("target_length", target_length, limit, "max_target_positions")
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+    if dtype not in dtypes:
+        raise ValueError(f"`dtype` must be one of {dtypes}, got {dtype}")
+    if optimizer not in OPTIMIZER_NUMBERS:
+        raise ValueError(f"`optimizer` must be one of {[*OPTIMIZER_NUMBERS]}, got {optimizer!r}")
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"`device` must be 'cpu' or 'cuda', got {device!r}")
+
+
+def _check_size(name: str, value: int, limit: int | None = None, limit_name: str = "") -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"`{name}` must be a positive integer, got {value!r}")
+    if limit is not None and value > limit:
+        raise ValueError(f"`{name}` must be at most {limit_name}={limit}, got {value}")
+
+
+def describe(estimate: MemoryEstimate) -> str:
+    """The estimate as a table, in MiB."""
+    rows = [
+        ("parameters", estimate.parameters),
+        ("gradients", estimate.gradients),
+        ("optimizer", estimate.optimizer),
+        ("streams", estimate.streams),
+        ("sub-layer, backward", estimate.sublayer),
+        ("logits and loss", estimate.logits),
+        ("kept by the C library", estimate.allocator),
+        ("peak above the model", estimate.extra_peak),
+        ("total", estimate.total),
+    ]
+    lines = [f"{name:<24}{size / 2**20:>12,.1f} MiB" for name, size in rows]
+    note = "Logits are gone before gradients and sub-layers need memory: only the larger counts."
+    return "\n".join([*lines, note])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m reformer_hf.memory", description=__doc__.splitlines()[0]
+    )
+    add = parser.add_argument
+    add("--config", required=True, help="directory or Hub id of a configuration")
+    add("--length", type=int, required=True, help="tokens of a sequence")
+    add("--target-length", type=int, help="tokens of a target (sequence-to-sequence)")
+    add("--batch-size", type=int, default=1, help="sequences")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    add("--optimizer", choices=[*OPTIMIZER_NUMBERS], default="adamw")
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    arguments = parser.parse_args(argv)
+    estimate = estimate_memory(
+        AutoConfig.from_pretrained(arguments.config),
+        arguments.batch_size,
+        arguments.length,
+        target_length=arguments.target_length,
+        dtype=getattr(torch, arguments.dtype),
+        optimizer=arguments.optimizer,
+        device=arguments.device,
+    )
+    sys.stdout.write(describe(estimate) + "\n")
+
+
+if __name__ == "__main__":
+    main()

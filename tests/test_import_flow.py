@@ -32,6 +32,7 @@ FLOW: dict[str, set[str]] = {
     "auto": {
         "configuration", "tokenization", "ops", "cache", "layers", "conversion", "models",
     },
+    "memory": {"configuration", "ops", "layers", "models"},
 }  # fmt: skip
 FLOW["exports"] = set(FLOW)
 
@@ -44,6 +45,7 @@ GROUP_OF_FILE = {
     "checkpoint_conversion": "conversion",
     "models": "models",
     "auto": "auto",
+    "memory": "memory",
     "": "exports",  # the package itself
     "configuration_reformer_hf": "exports",
     "modeling_reformer_hf": "exports",

@@ -31,7 +31,7 @@ TOP_LEVEL = {
 WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
 
 # The name to import, where it is not the name to install.
-IMPORT_NAME = {"scikit-learn": "sklearn", "pyyaml": "yaml"}
+IMPORT_NAME = {"pyyaml": "yaml"}
 
 
 @pytest.fixture(scope="module")

@@ -27,8 +27,6 @@ OPTIMIZER_NUMBERS = {"adamw": 2, "sgd": 0, "none": 0}
 _STREAM = 4
 # Scores that the vectorised attention backend forms at a time.
 SCORE_ELEMENTS = 1 << 19
-# Freed memory that the C library keeps for itself: glibc returns what lies above 64 MiB.
-_MALLOC_KEEPS = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,6 @@ class MemoryEstimate:
         sublayer: working set of the costliest sub-layer in the backward pass.
         logits: working set of the head and the loss. It is gone before the sub-layers need theirs
             and before there are gradients, so that only the larger of the two counts.
-        allocator: freed memory that the C library holds on to (CPU only).
     """
 
     parameters: int
@@ -53,13 +50,11 @@ class MemoryEstimate:
     streams: int
     sublayer: int
     logits: int
-    allocator: int
 
     @property
     def extra_peak(self) -> int:
         """Above the model itself: activations, and gradients once there are any."""
-        backward = self.gradients + self.sublayer
-        return self.streams + max(backward, self.logits) + self.allocator
+        return self.streams + max(self.gradients + self.sublayer, self.logits)
 
     @property
     def total(self) -> int:
@@ -96,8 +91,10 @@ def estimate_memory(
       two, of one slice.
 
     Sub-layers follow one another, as do head and sub-layers, so the largest counts, not the sum.
-    The result is for full sequences without dropout masks, and does not cover the interpreter and
-    the libraries (about 0.4 GB on a CPU).
+    The result is what is in use at the peak, for full sequences without dropout masks. On top come
+    the interpreter and the libraries (about 0.4 GB on a CPU), and what an allocator holds on to:
+    glibc keeps freed blocks below 32 MiB, in the worst case as much again as a third of the peak,
+    unless the environment says ``MALLOC_MMAP_THRESHOLD_=1048576``.
 
     Args:
         config: a configuration with one stack is taken as a causal language model, a
@@ -124,7 +121,6 @@ def estimate_memory(
     weights = count_parameters(config)
     parameters = 4 * weights
     width = dtype.itemsize
-    keeps = _MALLOC_KEEPS if device == "cpu" else 0
     if isinstance(config, ReformerSeq2SeqConfig):
         parts = _encoder_decoder(config, batch_size, length, target_length, width)
     else:
@@ -137,7 +133,6 @@ def estimate_memory(
         streams=streams,
         sublayer=sublayer,
         logits=logits,
-        allocator=min(keeps, streams + sublayer),
     )
 
 
@@ -338,7 +333,6 @@ def describe(estimate: MemoryEstimate) -> str:
         ("streams", estimate.streams),
         ("sub-layer, backward", estimate.sublayer),
         ("logits and loss", estimate.logits),
-        ("kept by the C library", estimate.allocator),
         ("peak above the model", estimate.extra_peak),
         ("total", estimate.total),
     ]

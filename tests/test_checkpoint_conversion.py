@@ -200,7 +200,8 @@ def gradients_of(original: Any) -> dict[str, Tensor]:
 def assert_same_gradients(original: Any, ours: Any, tolerance: float = TOLERANCE) -> None:
     """Of all parameters, up to `tolerance` times the largest number in each gradient.
 
-    (Or a thousandth of the largest in any: some are zero but for rounding.) All but the bias of the language-model head, which the original never uses.
+    (Or a thousandth of the largest in any: some are zero but for rounding.) All but the bias of the
+    language-model head, which the original never uses.
     """
     expected = gradients_of(original)
     actual = {n: p.grad for n, p in ours.named_parameters() if p.grad is not None}

@@ -44,8 +44,8 @@ GROUP_OF_FILE = {
     "layers": "layers",
     "checkpoint_conversion": "conversion",
     "models": "models",
-    "auto": "auto",
     "memory": "memory",
+    "auto": "auto",
     "": "exports",  # the package itself
     "configuration_reformer_hf": "exports",
     "modeling_reformer_hf": "exports",

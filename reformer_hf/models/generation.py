@@ -13,18 +13,8 @@ from torch import Tensor
 from transformers import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput
 
-from reformer_hf.layers.context import CrossMemory
-
 # An attribute, not an entry: nothing that reads the output's fields sees it.
 _CROSS_MEMORY = "_reformer_cross_memory"
-
-
-def cross_memory(encoder_outputs: BaseModelOutput) -> CrossMemory | None:
-    """The keys and values kept with an encoder's output, if this is a decoding step."""
-    if torch.is_grad_enabled():
-        return None
-    memory: CrossMemory | None = getattr(encoder_outputs, _CROSS_MEMORY, None)
-    return memory
 
 
 class ReformerGenerationMixin(GenerationMixin):
@@ -54,10 +44,12 @@ class ReformerGenerationMixin(GenerationMixin):
             **kwargs,
         )
         encoder_outputs = inputs.get("encoder_outputs")
-        if isinstance(encoder_outputs, BaseModelOutput) and (
-            is_first_iteration or not hasattr(encoder_outputs, _CROSS_MEMORY)
-        ):
-            setattr(encoder_outputs, _CROSS_MEMORY, {})
+        if isinstance(encoder_outputs, BaseModelOutput):
+            if is_first_iteration or not hasattr(encoder_outputs, _CROSS_MEMORY):
+                setattr(encoder_outputs, _CROSS_MEMORY, {})
+            # Passed on by name: an encoder's output that is used again later, with other weights
+            # perhaps, brings nothing along.
+            inputs["cross_memory"] = getattr(encoder_outputs, _CROSS_MEMORY)
         if inputs_embeds is not None and not self.config.is_encoder_decoder:
             vectors = inputs_embeds
             if input_ids.shape[1]:

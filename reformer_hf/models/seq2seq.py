@@ -10,7 +10,7 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2
 from transformers.utils.generic import can_return_tuple
 
 from reformer_hf.configuration_reformer import ReformerSeq2SeqConfig
-from reformer_hf.layers.context import ForwardContext, draw_seeds
+from reformer_hf.layers.context import CrossMemory, ForwardContext, draw_seeds
 from reformer_hf.layers.embeddings import PositionedInputs
 from reformer_hf.layers.stack import ReformerStack, StackOutput
 from reformer_hf.models.base import (
@@ -23,7 +23,7 @@ from reformer_hf.models.base import (
     read_positions,
     resized_shape,
 )
-from reformer_hf.models.generation import ReformerGenerationMixin, cross_memory
+from reformer_hf.models.generation import ReformerGenerationMixin
 from reformer_hf.models.losses import NumItems, chunked_token_loss, token_loss
 from reformer_hf.models.model import ReformerModel, flag
 from reformer_hf.ops.cross_entropy import IGNORE_INDEX
@@ -165,6 +165,7 @@ class ReformerSeq2SeqModel(ReformerSeq2SeqPreTrainedModel):
         num_hashes: int | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        cross_memory: CrossMemory | None = None,
         **kwargs: Any,
     ) -> Seq2SeqModelOutput:
         """Encode the source and decode the target.
@@ -183,6 +184,7 @@ class ReformerSeq2SeqModel(ReformerSeq2SeqPreTrainedModel):
             num_hashes: hash rounds of this call.
             output_hidden_states: also return intermediate states.
             output_attentions: also return attention weights, for short sequences.
+            cross_memory: what `generate` keeps between decoding steps; filled by the first of them.
             **kwargs: accepted for compatibility.
 
         Raises:
@@ -241,7 +243,7 @@ class ReformerSeq2SeqModel(ReformerSeq2SeqPreTrainedModel):
             dropout_seed,
             encoder_real=None if attention_mask is None else attention_mask != 0,
             num_hashes=num_hashes,
-            cross_memory=cross_memory(encoded),
+            cross_memory=None if torch.is_grad_enabled() else cross_memory,
         )
         out = self.decoder(vectors, positions, context, states, want_states, want_attentions)
         return Seq2SeqModelOutput(
@@ -300,6 +302,7 @@ class ReformerForConditionalGeneration(ReformerGenerationMixin, ReformerSeq2SeqP
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         num_items_in_batch: NumItems = None,
+        cross_memory: CrossMemory | None = None,
         **kwargs: Any,
     ) -> Seq2SeqLMOutput:
         """Predict the target.
@@ -319,6 +322,7 @@ class ReformerForConditionalGeneration(ReformerGenerationMixin, ReformerSeq2SeqP
             output_hidden_states: see there.
             output_attentions: see there.
             num_items_in_batch: number of labels to divide the loss by.
+            cross_memory: see there.
             **kwargs: accepted for compatibility.
 
         Returns:
@@ -347,6 +351,7 @@ class ReformerForConditionalGeneration(ReformerGenerationMixin, ReformerSeq2SeqP
             num_hashes=num_hashes,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
+            cross_memory=cross_memory,
             return_dict=True,
         )
         hidden = out.last_hidden_state

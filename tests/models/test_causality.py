@@ -92,8 +92,10 @@ def test_bare_model_is_causal_as_a_decoder_and_bidirectional_otherwise() -> None
         model = head.build(is_decoder=is_decoder).eval()
         with torch.no_grad():
             change = (
-                model(edited(ids, 60)).last_hidden_state - model(ids).last_hidden_state
-            )[0, :61].abs().amax(-1)
+                (model(edited(ids, 60)).last_hidden_state - model(ids).last_hidden_state)[0, :61]
+                .abs()
+                .amax(-1)
+            )
         if is_decoder:
             assert change.max() <= TOLERANCE
         else:

@@ -45,17 +45,18 @@ def test_greedy_decoding_follows_the_largest_logit(generating_head: Head) -> Non
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("sides", ["l", "r"], ids=["left", "right"])
-def test_a_padded_batch_writes_what_its_rows_write_alone(
-    generating_head: Head, sides: str
-) -> None:
-    if sides == "r" and not generating_head.seq2seq:
-        pytest.skip("a decoder continues on the right, so its prompts are padded on the left")
-    model = built(generating_head)
+@pytest.mark.parametrize(
+    ("name", "sides"),
+    # A decoder continues on the right, so only a source can be padded there.
+    [("causal_lm", "l"), ("seq2seq_lm", "l"), ("seq2seq_lm", "r"), ("seq2seq_lm", "rl")],
+)
+def test_a_padded_batch_writes_what_its_rows_write_alone(name: str, sides: str) -> None:
+    head = HEAD_OF[name]
+    model = built(head)
     ids, mask = pad_rows(prompts(), sides, extra=4)
     written = model.generate(ids, attention_mask=mask, do_sample=False, **DECODING)
     for row, prompt in zip(written, prompts(), strict=True):
-        assert row[-STEPS:].tolist() == naive_greedy(generating_head, model, prompt)
+        assert row[-STEPS:].tolist() == naive_greedy(head, model, prompt)
 
 
 @torch.no_grad()
@@ -108,9 +109,7 @@ def test_sampling_is_what_the_seed_says(generating_head: Head) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("num_beams", [1, 4])
-def test_a_prompt_of_vectors_gives_what_its_ids_give(
-    generating_head: Head, num_beams: int
-) -> None:
+def test_a_prompt_of_vectors_gives_what_its_ids_give(generating_head: Head, num_beams: int) -> None:
     model = built(generating_head)
     ids, mask = pad_rows(prompts(), "l")
     arguments = {"attention_mask": mask, "num_beams": num_beams, "do_sample": False, **DECODING}
@@ -153,7 +152,7 @@ def test_generating_needs_no_cache_and_leaves_the_model_as_it_was(generating_hea
 @torch.no_grad()
 def test_a_prompt_that_leaves_no_room_is_an_error() -> None:
     model = built(HEAD_OF["causal_lm"], max_position_embeddings=10)
-    with pytest.raises(ValueError, match="max_position_embeddings=10 tokens, got 11"):
+    with pytest.raises(ValueError, match=r"\[0, max_position_embeddings=10\), got 10"):
         model.generate(random_ids(1, 8, seed=1), do_sample=False, **DECODING)
 
 
@@ -167,3 +166,29 @@ def test_decoder_prompts_are_continued() -> None:
     arguments = {**DECODING, "max_new_tokens": STEPS - 3}
     again = model.generate(source, decoder_input_ids=start, do_sample=False, **arguments)
     assert torch.equal(again, written)
+
+
+@torch.no_grad()
+def test_an_encoder_output_used_for_generation_is_good_for_other_weights_too() -> None:
+    model = built(HEAD_OF["seq2seq_lm"])
+    target = random_ids(1, 9, seed=2)
+    encoded = model.get_encoder()(prompts()[0].unsqueeze(0))
+    first = model.generate(encoder_outputs=encoded, do_sample=False, **DECODING)
+    for layer in model.model.decoder.stack.layers:
+        layer.cross_attention.value.weight.neg_()
+    fresh = (encoded.last_hidden_state,)
+    expected = model(encoder_outputs=fresh, decoder_input_ids=target).logits
+    assert torch.equal(model(encoder_outputs=encoded, decoder_input_ids=target).logits, expected)
+    second = model.generate(encoder_outputs=encoded, do_sample=False, **DECODING)
+    assert not torch.equal(first, second)
+
+
+@torch.no_grad()
+def test_the_source_is_projected_once_for_a_whole_generation() -> None:
+    model = built(HEAD_OF["seq2seq_lm"])
+    calls: list[int] = []
+    for layer in model.model.decoder.stack.layers:
+        layer.cross_attention.key.register_forward_hook(lambda *_: calls.append(1))
+    model.get_encoder().register_forward_hook(lambda *_: calls.append(100))
+    model.generate(prompts()[0].unsqueeze(0), num_beams=4, **DECODING)
+    assert sum(calls) == 100 + len(model.model.decoder.stack.layers)

@@ -109,9 +109,7 @@ def test_frozen_embeddings_leave_the_other_gradients_as_they_are(
 def test_a_trained_head_on_a_frozen_body_gets_its_gradients(
     head_with_loss: Head, reversible: bool
 ) -> None:
-    model = head_with_loss.build(
-        reversible=reversible, tie_word_embeddings=False, **ALL_DROPOUTS
-    )
+    model = head_with_loss.build(reversible=reversible, tie_word_embeddings=False, **ALL_DROPOUTS)
     batch = head_with_loss.batch(2, 40)
     _, expected = train_step(head_with_loss, model, batch)
     for parameter in model.base_model.parameters():

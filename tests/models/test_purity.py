@@ -91,9 +91,7 @@ def test_number_of_rounds_can_be_changed_for_one_call(head: Head) -> None:
     batch = head.batch(2, 90)
     with torch.no_grad():
         once = head.scores(model(**batch))
-        assert torch.equal(
-            head.scores(model(**batch, num_hashes=3)), head.scores(more(**batch))
-        )
+        assert torch.equal(head.scores(model(**batch, num_hashes=3)), head.scores(more(**batch)))
         assert not torch.equal(head.scores(model(**batch, num_hashes=3)), once)
         assert torch.equal(head.scores(model(**batch)), once)
     assert model.config.num_hashes == 1

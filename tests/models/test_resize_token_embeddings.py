@@ -63,7 +63,8 @@ def test_new_tokens_can_be_learned(language_head: Head, tied: bool, chunk_size: 
     loss, gradients = train_step(language_head, model, batch)
     assert torch.isfinite(loss)
     embedding = next(g for name, g in gradients.items() if "word_embeddings" in name)
-    assert embedding[VOCAB:].any(dim=1).all()
+    # But for the last token of the input, which predicts nothing in a causal model.
+    assert embedding[VOCAB:-1].any(dim=1).all()
     assert gradients["lm_head.bias"][VOCAB:].all()
 
 

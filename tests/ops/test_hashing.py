@@ -53,7 +53,9 @@ def test_angular_is_the_argmax_over_both_signs_of_the_rotations(num_buckets):
     assert torch.equal(hashed(x, num_buckets), expected)
 
 
-@pytest.mark.parametrize("factors", [(4, 6), (2, 2, 8), (1, 4, 1, 2)], ids=str)
+@pytest.mark.parametrize(
+    "factors", [(4, 6), (2, 2, 8), (1, 4, 1, 2)], ids=lambda f: "x".join(map(str, f))
+)
 def test_factors_are_hashed_apart_and_combined_by_place_value(factors):
     x = vectors()
     rotations = rotations_of(factors)
@@ -240,7 +242,7 @@ def test_factors_multiply_to_the_number_and_can_be_hashed(num_buckets):
         assert factors == (num_buckets,)
 
 
-@pytest.mark.parametrize("factors", [[4, 8], (512,), [2, 2, 2]], ids=str)
+@pytest.mark.parametrize("factors", [[4, 8], (512,), [2, 2, 2]], ids=["4x8", "512", "2x2x2"])
 def test_explicit_factors_are_kept_even_a_single_one(factors):
     assert factorize_buckets(factors) == tuple(factors)
 

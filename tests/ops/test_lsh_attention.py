@@ -270,7 +270,9 @@ def test_counted_once_many_rounds_converge_to_full_attention():
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["", "padded"])
-@pytest.mark.parametrize("window", [CAUSAL, BOTH, UNION, CHUNKS], ids=str)
+@pytest.mark.parametrize(
+    "window", [CAUSAL, BOTH, UNION, CHUNKS], ids=["causal", "both", "union", "chunks"]
+)
 def test_weights_times_values_are_the_output(window, padded):
     query_key, value = inputs(30, batch=2, dtype=torch.float64)
     mask = torch.arange(30) < torch.tensor([[30], [17]])

@@ -105,7 +105,7 @@ QUERY = torch.zeros(2, 3, 6, 4)
         ),
         ({"real": torch.ones(2, 5, dtype=torch.bool)}, r"`real` must be \[2, 6\], got \(2, 5\)"),
     ],
-    ids=lambda x: "-".join(x) if isinstance(x, dict) else "",
+    ids=lambda x: " and ".join(x) if isinstance(x, dict) else "is",
 )
 def test_tensors_that_do_not_fit_are_refused_with_expected_and_actual(changed, message):
     arguments: dict[str, Any] = {"query": QUERY, "key": None, "value": QUERY, **changed}
@@ -124,7 +124,7 @@ def test_tensors_that_do_not_fit_are_refused_with_expected_and_actual(changed, m
         ({"dropout": -0.1}, r"`dropout`.*-0.1"),
         ({"after": 1}, r"causal.*`after` must be 0, got 1"),
     ],
-    ids=lambda x: "-".join(x) if isinstance(x, dict) else "",
+    ids=lambda x: " and ".join(x) if isinstance(x, dict) else "is",
 )
 def test_impossible_windows_are_refused(changed, message):
     with pytest.raises(ValueError, match=message):

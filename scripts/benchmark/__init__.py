@@ -1,0 +1,1 @@
+"""The benchmark suite: contenders, one runner, one report, one plotter; see README.md."""

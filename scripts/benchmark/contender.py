@@ -1,0 +1,110 @@
+"""What takes part in a benchmark: something that can be checked, built and stepped."""
+
+from __future__ import annotations
+
+import importlib.util
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from benchmark.case import Case
+
+# Length of the sequences on which properties are checked before anything is timed: several chunks,
+# so that hashing, sorting and look-back all take part.
+CHECK_LENGTH = 512
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The result of one check.
+
+    Attributes:
+        name: what was looked at.
+        passed: whether it holds.
+        detail: what was seen, in words.
+        required: whether a contender that fails it must not be timed; other findings are reported.
+    """
+
+    name: str
+    passed: bool
+    detail: str
+    required: bool = True
+
+
+class Workload(ABC):
+    """A contender at one case, ready to be stepped."""
+
+    @abstractmethod
+    def step(self) -> None:
+        """Do once what is measured."""
+
+    @abstractmethod
+    def findings(self) -> list[Finding]:
+        """Judge what the last step left behind: results and gradients."""
+
+    @abstractmethod
+    def parameters(self) -> Iterable[Tensor]:
+        """What the step computes gradients of and keeps them for."""
+
+
+class Contender(ABC):
+    """One implementation that takes part.
+
+    Attributes:
+        name: its name on the command line and in the results.
+        label: its name in figures.
+        package: the distribution that it needs beyond the package's own dependencies, if any.
+    """
+
+    name: ClassVar[str]
+    label: ClassVar[str]
+    package: ClassVar[str | None] = None
+
+    def unavailable(self, case: Case) -> str | None:
+        """Why this contender cannot run the case (a phrase), or ``None`` if it can."""
+        if self.package is not None:
+            module = self.package.partition("==")[0].replace("-", "_")
+            if importlib.util.find_spec(module) is None:
+                return f"needs `pip install {self.package}`"
+        if case.device_type == "cuda" and not torch.cuda.is_available():
+            return "needs a CUDA device"
+        return None
+
+    def estimate(self, case: Case) -> int | None:
+        """Bytes above the built model that a step is said to need; ``None``: nobody says."""
+        return None
+
+    @abstractmethod
+    def check(self, case: Case) -> list[Finding]:
+        """Properties at a short length, in a process of their own; nothing is timed before."""
+
+    @abstractmethod
+    def build(self, case: Case) -> Workload:
+        """Weights and inputs."""
+
+
+def check_finite(name: str, tensors: Iterable[Tensor | None]) -> Finding:
+    """Whether every tensor is there and finite."""
+    missing = infinite = count = 0
+    for tensor in tensors:
+        count += 1
+        if tensor is None:
+            missing += 1
+        elif not bool(torch.isfinite(tensor).all()):
+            infinite += 1
+    if count == 0:
+        return Finding(name, False, "there are none")
+    if missing or infinite:
+        return Finding(name, False, f"of {count}, {missing} missing and {infinite} not finite")
+    return Finding(name, True, f"all {count} present and finite")
+
+
+def check_close(name: str, actual: Tensor, expected: Tensor, tolerance: float) -> Finding:
+    """Whether the largest difference, relative to the largest expected value, is tolerable."""
+    scale = float(expected.abs().max()) or 1.0
+    error = float((actual.to(expected.dtype) - expected).abs().max()) / scale
+    return Finding(name, error <= tolerance, f"off by {error:.1e}, allowed {tolerance:.0e}")

@@ -1,0 +1,112 @@
+"""What all attention operations have in common: one forward and backward pass, and checks of it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from benchmark.case import Case
+from benchmark.contender import CHECK_LENGTH, Contender, Finding, Workload, check_finite
+
+# Takes query/key and value [B, H, N, D], returns the output [B, H, N, D].
+Attend = Callable[[Tensor, Tensor], Tensor]
+
+_CAUSAL_TOLERANCE = 1e-5
+
+
+def random_heads(case: Case, count: int) -> list[Tensor]:
+    """Tensors ``[B, H, N, D]`` with the strides that a projection of ``[B, N, d]`` gives."""
+    generator = torch.Generator().manual_seed(case.seed + 1)
+    shape = (case.batch, case.length, case.num_heads, case.head_size)
+    return [
+        torch.randn(shape, generator=generator)
+        .to(device=case.device, dtype=case.torch_dtype)
+        .transpose(1, 2)
+        for _ in range(count)
+    ]
+
+
+class AttentionContender(Contender):
+    """Attention of one layer without projections; a step is forward and backward.
+
+    Attributes:
+        must_be_causal: whether a later token that changes an earlier output is a failure, or noted.
+    """
+
+    must_be_causal: ClassVar[bool] = True
+
+    @abstractmethod
+    def attention(self, case: Case) -> Attend:
+        """The operation; whatever it hashes with is drawn from torch's global generator."""
+
+    def build(self, case: Case) -> AttentionStep:
+        """Inputs."""
+        return AttentionStep(self.attention(case), case)
+
+    def check(self, case: Case) -> list[Finding]:
+        """A step at a short length, and who sees whom."""
+        short = replace(case, length=CHECK_LENGTH, batch=1)
+        reason = self.unavailable(short)
+        if reason is not None:
+            return [Finding("available", False, reason)]
+        workload = self.build(short)
+        workload.step()
+        return [*workload.findings(), self._check_causality(replace(short, dtype="float32"))]
+
+    @torch.no_grad()
+    def _check_causality(self, case: Case) -> Finding:
+        inputs = random_heads(case, 2)
+        changed = [x.clone() for x in inputs]
+        border = case.length - case.length // 4
+        for x in changed:
+            x[:, :, border:].neg_()  # which moves tokens to other buckets
+        outputs = []
+        for query_key, value in (inputs, changed):
+            torch.manual_seed(case.seed)
+            outputs.append(self.attention(case)(query_key, value)[:, :, :border].float())
+        seen = (outputs[0] - outputs[1]).abs().amax(dim=(0, 1, 3)) > _CAUSAL_TOLERANCE
+        return Finding(
+            "strictly causal",
+            not bool(seen.any()),
+            f"editing the last {case.length - border} tokens changed {int(seen.sum())} of the "
+            f"{border} outputs before them",
+            required=self.must_be_causal,
+        )
+
+
+class AttentionStep(Workload):
+    """Forward and backward pass of an attention operation."""
+
+    def __init__(self, attend: Attend, case: Case) -> None:
+        torch.manual_seed(case.seed)
+        self._attend = attend
+        *inputs, self._grad_out = random_heads(case, 3)
+        self._inputs = [x.requires_grad_() for x in inputs]
+        self._out: Tensor | None = None
+        self._grads: tuple[Tensor | None, ...] = ()
+
+    def step(self) -> None:
+        """Output and gradients."""
+        self._out, self._grads = None, ()
+        out = self._attend(*self._inputs)
+        self._grads = torch.autograd.grad(out, self._inputs, self._grad_out)
+        self._out = out.detach()
+
+    def findings(self) -> list[Finding]:
+        """Output and gradients are finite and have the shape of the inputs."""
+        expected, out = self._grad_out.shape, self._out
+        shape = None if out is None else tuple(out.shape)
+        return [
+            Finding("shape of the output", shape == tuple(expected), f"{shape}"),
+            check_finite("output", [self._out]),
+            check_finite("gradients", self._grads),
+        ]
+
+    def parameters(self) -> Iterable[Tensor]:
+        """None: the gradients of the inputs are handed on."""
+        return ()

@@ -355,15 +355,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--optimizer", choices=[*OPTIMIZER_NUMBERS], default="adamw")
     add("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args(argv)
-    estimate = estimate_memory(
-        AutoConfig.from_pretrained(arguments.config),
-        arguments.batch_size,
-        arguments.length,
-        target_length=arguments.target_length,
-        dtype=getattr(torch, arguments.dtype),
-        optimizer=arguments.optimizer,
-        device=arguments.device,
-    )
+    try:
+        estimate = estimate_memory(
+            AutoConfig.from_pretrained(arguments.config),
+            arguments.batch_size,
+            arguments.length,
+            target_length=arguments.target_length,
+            dtype=getattr(torch, arguments.dtype),
+            optimizer=arguments.optimizer,
+            device=arguments.device,
+        )
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     sys.stdout.write(describe(estimate) + "\n")
 
 

@@ -11,7 +11,7 @@ from transformers.utils.generic import can_return_tuple
 from reformer_hf.configuration_reformer import ReformerConfig
 from reformer_hf.models.base import ReformerPreTrainedModel, check_shape
 from reformer_hf.models.generation import ReformerGenerationMixin
-from reformer_hf.models.losses import NumItems, chunked_token_loss, shift_left, token_loss
+from reformer_hf.models.losses import NumItems, shift_left, vocabulary_head
 from reformer_hf.models.model import ReformerModel
 from reformer_hf.ops.cross_entropy import IGNORE_INDEX
 
@@ -78,23 +78,17 @@ class ReformerForCausalLM(ReformerGenerationMixin, ReformerPreTrainedModel):
             return_dict=True,
         )
         hidden = out.last_hidden_state
-        loss, logits = None, None
-        if labels is not None:
+        if labels is None:
+            last = isinstance(logits_to_keep, int)
+            hidden = hidden[:, slice(-logits_to_keep, None) if last else logits_to_keep]
+        else:
             check_shape(labels, hidden.shape[:2], "labels")
             labels = shift_left(labels)
             if attention_mask is not None:
                 # Left padding stands before the first token of a text, but does not predict it.
                 labels = labels.masked_fill(attention_mask == 0, IGNORE_INDEX)
-        chunk_size = self.config.chunk_size_lm_head
-        if labels is not None and self.training and chunk_size > 0:
-            loss = chunked_token_loss(hidden, self.lm_head, labels, chunk_size, num_items_in_batch)
-        else:
-            keep = (
-                slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            )
-            logits = self.lm_head(hidden if labels is not None else hidden[:, keep])
-            if labels is not None:
-                loss = token_loss(logits, labels, num_items_in_batch)
+        chunk_size = self.config.chunk_size_lm_head if self.training else 0
+        loss, logits = vocabulary_head(hidden, self.lm_head, labels, chunk_size, num_items_in_batch)
         return CausalLMOutput(
             loss=loss,
             logits=logits,

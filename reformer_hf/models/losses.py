@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reformer_hf.configuration_reformer import ReformerConfig
-from reformer_hf.models.base import check_labels
+from reformer_hf.models.base import check_labels, check_shape
 from reformer_hf.ops.cross_entropy import IGNORE_INDEX, linear_cross_entropy
 
 NumItems = Tensor | int | float | None
@@ -66,6 +66,35 @@ def chunked_token_loss(
         hidden.flatten(0, -2), head.weight, head.bias, labels.flatten(), chunk_size=chunk_size
     )
     return _divide(total, (labels != IGNORE_INDEX).sum(), num_items)
+
+
+def vocabulary_head(
+    hidden: Tensor,
+    head: nn.Linear,
+    labels: Tensor | None,
+    chunk_size: int,
+    num_items: NumItems = None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Loss and logits of a projection to the vocabulary.
+
+    Args:
+        hidden: ``[B, N, d]``.
+        head: the projection.
+        labels: ``[B, N]`` int64, or ``None``: no loss.
+        chunk_size: if positive and there are labels, the loss is computed in slices of that many
+            labelled positions, and there are no logits.
+        num_items: as in :func:`token_loss`.
+
+    Returns:
+        The loss and the logits ``[B, N, V]``, each ``None`` where there is none.
+    """
+    if labels is None:
+        return None, head(hidden)
+    check_shape(labels, hidden.shape[:2], "labels")
+    if chunk_size > 0:
+        return chunked_token_loss(hidden, head, labels, chunk_size, num_items), None
+    logits = head(hidden)
+    return token_loss(logits, labels, num_items), logits
 
 
 def shift_left(labels: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from transformers.modeling_outputs import MaskedLMOutput
 from transformers.utils.generic import can_return_tuple
 
 from reformer_hf.configuration_reformer import ReformerConfig
-from reformer_hf.models.base import ReformerPreTrainedModel, check_shape
-from reformer_hf.models.losses import NumItems, chunked_token_loss, token_loss
+from reformer_hf.models.base import ReformerPreTrainedModel
+from reformer_hf.models.losses import NumItems, vocabulary_head
 from reformer_hf.models.model import ReformerModel
 
 
@@ -73,17 +73,10 @@ class ReformerForMaskedLM(ReformerPreTrainedModel):
             output_attentions=output_attentions,
             return_dict=True,
         )
-        hidden = out.last_hidden_state
-        loss, logits = None, None
-        if labels is not None:
-            check_shape(labels, hidden.shape[:2], "labels")
-        chunk_size = self.config.chunk_size_lm_head
-        if labels is not None and self.training and chunk_size > 0:
-            loss = chunked_token_loss(hidden, self.lm_head, labels, chunk_size, num_items_in_batch)
-        else:
-            logits = self.lm_head(hidden)
-            if labels is not None:
-                loss = token_loss(logits, labels, num_items_in_batch)
+        chunk_size = self.config.chunk_size_lm_head if self.training else 0
+        loss, logits = vocabulary_head(
+            out.last_hidden_state, self.lm_head, labels, chunk_size, num_items_in_batch
+        )
         return MaskedLMOutput(
             loss=loss,
             logits=logits,

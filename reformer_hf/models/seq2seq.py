@@ -24,7 +24,7 @@ from reformer_hf.models.base import (
     resized_shape,
 )
 from reformer_hf.models.generation import ReformerGenerationMixin
-from reformer_hf.models.losses import NumItems, chunked_token_loss, token_loss
+from reformer_hf.models.losses import NumItems, vocabulary_head
 from reformer_hf.models.model import ReformerModel, flag
 from reformer_hf.ops.cross_entropy import IGNORE_INDEX
 
@@ -354,17 +354,10 @@ class ReformerForConditionalGeneration(ReformerGenerationMixin, ReformerSeq2SeqP
             cross_memory=cross_memory,
             return_dict=True,
         )
-        hidden = out.last_hidden_state
-        loss, logits = None, None
-        if labels is not None:
-            check_shape(labels, hidden.shape[:2], "labels")
-        chunk_size = self.config.chunk_size_lm_head
-        if labels is not None and self.training and chunk_size > 0:
-            loss = chunked_token_loss(hidden, self.lm_head, labels, chunk_size, num_items_in_batch)
-        else:
-            logits = self.lm_head(hidden)
-            if labels is not None:
-                loss = token_loss(logits, labels, num_items_in_batch)
+        chunk_size = self.config.chunk_size_lm_head if self.training else 0
+        loss, logits = vocabulary_head(
+            out.last_hidden_state, self.lm_head, labels, chunk_size, num_items_in_batch
+        )
         return Seq2SeqLMOutput(
             loss=loss,
             logits=logits,

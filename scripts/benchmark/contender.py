@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -85,6 +86,22 @@ class Contender(ABC):
     @abstractmethod
     def build(self, case: Case) -> Workload:
         """Weights and inputs."""
+
+
+def import_contender(path: str) -> Contender:
+    """A contender that stands in no registry, from ``module:Class``.
+
+    Raises:
+        ValueError: there is no such module or class, or it is no contender.
+    """
+    module, _, name = path.partition(":")
+    try:
+        kind = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"a contender must be a name or module:Class, got {path!r}") from error
+    if not (isinstance(kind, type) and issubclass(kind, Contender)):
+        raise ValueError(f"{path!r} must be a Contender, got {kind!r}")
+    return kind()
 
 
 def check_finite(name: str, tensors: Iterable[Tensor | None]) -> Finding:

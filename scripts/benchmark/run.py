@@ -48,7 +48,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--suite", choices=SUITES, required=True, help="what to measure")
     add("--output", type=Path, required=True, help="where results go, without an ending")
-    add("--contenders", nargs="+", help="who takes part (default: those of the suite)")
+    add("--contenders", nargs="+", help="names, or module:Class (default: those of the suite)")
     add("--lengths", type=int, nargs="+", help="tokens of a sequence (default: of the suite)")
     add("--depths", type=int, nargs="+", help="layers (default: of the suite)")
     add("--batch", type=int, default=1, help="sequences")
@@ -59,7 +59,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--device", default="cpu", help="cpu, cuda, cuda:1")
     add("--threads", type=int, default=os.cpu_count(), help="threads of the CPU")
     add("--warmup", type=int, default=2, help="steps before the timed ones")
-    add("--steps", type=int, default=5, help="timed steps at most")
+    add("--steps", type=int, default=5, help="timed steps at most; 0: memory only")
     add("--budget", type=float, default=120.0, help="seconds of timed steps for each cell")
     add("--time-limit", type=float, default=1800.0, help="seconds that one step may take")
     add("--memory-limit", type=float, help="GiB that a process may take (default: 0.9 of the free)")
@@ -118,7 +118,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "budget_s": limits.budget,
         "time_limit_s": limits.time_limit,
     }
-    # Only file names with an ending are written: `results/v1.2` must not become `results/v1.json`.
     stem: Path = arguments.output
     document: dict[str, Any] = {
         "schema": SCHEMA,
@@ -155,4 +154,7 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")

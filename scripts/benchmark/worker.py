@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmark.case import Case
-from benchmark.contender import CHECK_LENGTH, Contender, Finding, Workload
+from benchmark.contender import CHECK_LENGTH, Contender, Finding, Workload, import_contender
 from benchmark.memory_use import PeakMemory, return_freed_memory
 
 
@@ -95,6 +95,8 @@ def _prepare(case: Case) -> None:
 
 
 def _contender(suite: str, name: str) -> Contender:
+    if ":" in name:
+        return import_contender(name)
     # Not at the top: the runner imports this module and has no use for the contenders' packages.
     from benchmark.contenders import find_contender
 

@@ -17,6 +17,7 @@ from tests.models.builders import (
 
 ROWS, LENGTH = 4, 40
 OPTIONS = {**NO_DROPOUT, "hash_seed": 3}
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 
 
 def row(batch: Batch, index: int) -> Batch:
@@ -25,11 +26,12 @@ def row(batch: Batch, index: int) -> Batch:
 
 @pytest.mark.parametrize("chunk_size", [0, 16], ids=["whole-logits", "chunked-logits"])
 @pytest.mark.parametrize("as_tensor", [True, False], ids=["tensor", "int"])
+@DTYPES
 def test_four_accumulated_rows_equal_one_batch_of_four(
-    head_with_loss: Head, chunk_size: int, as_tensor: bool
+    head_with_loss: Head, chunk_size: int, as_tensor: bool, dtype: torch.dtype
 ) -> None:
     head = head_with_loss
-    model = head.build(chunk_size_lm_head=chunk_size, **OPTIONS)
+    model = head.build(chunk_size_lm_head=chunk_size, **OPTIONS).to(dtype)
     batch = head.batch(ROWS, LENGTH)
     loss, expected = train_step(head, model, batch)
     items: int | torch.Tensor = head.num_items(batch)
@@ -65,9 +67,10 @@ def test_loss_is_divided_by_the_items_asked_for(head_with_loss: Head) -> None:
 
 
 @pytest.mark.parametrize("problem", ["regression", "multi_label_classification"])
-def test_every_problem_type_accumulates(problem: str) -> None:
+@DTYPES
+def test_every_problem_type_accumulates(problem: str, dtype: torch.dtype) -> None:
     head = HEAD_OF["sequence_classification"]
-    model = head.build(problem_type=problem, **OPTIONS)
+    model = head.build(problem_type=problem, **OPTIONS).to(dtype)
     batch = head.inputs(ROWS, LENGTH)
     batch["labels"] = torch.rand(ROWS, 3, generator=torch.Generator().manual_seed(1)).round()
     loss, expected = train_step(head, model, batch)

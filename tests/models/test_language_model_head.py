@@ -20,12 +20,13 @@ from tests.models.builders import (
 
 @pytest.mark.parametrize("chunk_size", [1, 16, 10_000])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_chunked_logits_give_the_same_loss_and_gradients(
-    language_head: Head, chunk_size: int, tied: bool
+    language_head: Head, chunk_size: int, tied: bool, dtype: torch.dtype
 ) -> None:
     options = {"tie_word_embeddings": tied, "hash_seed": 1, **NO_DROPOUT}
     batch = language_head.batch(2, 60)
-    model = language_head.build(chunk_size_lm_head=0, **options)
+    model = language_head.build(chunk_size_lm_head=0, **options).to(dtype)
     loss, expected = train_step(language_head, model, batch)
     model.config.chunk_size_lm_head = chunk_size
     again, found = train_step(language_head, model, batch)

@@ -46,7 +46,7 @@ def assert_same_gradients(
     """Equal bit for bit, where both paths add up the same numbers in the same order.
 
     What several sub-layers read (the embeddings, and the encoder's output in a decoder) gets one
-    gradient from each of them, and autograd adds these in another order: equal up to 1e-6 there.
+    gradient from each of them, and autograd adds these in another order.
     """
     shared = "encoder" if head.seq2seq else "embeddings"
     own = {n: g for n, g in expected.items() if shared not in n and "embeddings" not in n}
@@ -193,12 +193,12 @@ def test_plain_sums_give_nearly_the_same_gradients() -> None:
     loss, found = train_step(head, reversible, batch)
     expected_loss, expected = train_step(head, plain, batch)
     assert torch.equal(loss, expected_loss)
-    assert_close_gradients(found, expected, 1e-4)
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).norm() <= 1e-4 * gradient.norm(), name
 
 
-def test_double_precision_has_the_same_gradients() -> None:
-    head = HEAD_OF["causal_lm"]
-    reversible, plain = both(head, **ALL_DROPOUTS)
+def test_double_precision_has_the_same_gradients(head: Head) -> None:
+    reversible, plain = both(head, **deep(head, depth=6))
     batch = head.batch(2, 50)
     loss, found = train_step(head, reversible.double(), batch)
     expected_loss, expected = train_step(head, plain.double(), batch)

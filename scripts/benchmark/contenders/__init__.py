@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmark.contender import Contender
+from benchmark.contender import Contender, import_contender
 from benchmark.contenders.flex_window_attention import FlexWindowAttention
 from benchmark.contenders.matrix_products import AttentionProducts, ModelProducts
 from benchmark.contenders.reformer_hf_attention import ReformerHFAttention
@@ -67,11 +67,13 @@ def contenders_of(suite: str) -> dict[str, Contender]:
 
 
 def find_contender(suite: str, name: str) -> Contender:
-    """One contender.
+    """One contender: a name of the registry, or ``module:Class``.
 
     Raises:
-        ValueError: unknown suite or name.
+        ValueError: unknown suite, name or class.
     """
+    if ":" in name:
+        return import_contender(name)
     found = contenders_of(suite)
     if name not in found:
         raise ValueError(f"a contender of suite {suite!r} must be one of {[*found]}, got {name!r}")

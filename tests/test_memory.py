@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -37,7 +36,7 @@ def test_activations_do_not_grow_with_depth(dtype):
     shallow = estimate_memory(config_of(attn_layers=["lsh"] * 2), 1, 8192, dtype=dtype)
     deep = estimate_memory(config_of(attn_layers=["lsh"] * 24), 1, 8192, dtype=dtype)
     assert activations(deep) == activations(shallow)
-    assert deep.gradients > 10 * shallow.gradients - 20 * 2**20
+    assert deep.gradients > 6 * shallow.gradients
 
 
 def test_activations_grow_with_depth_where_they_are_stored():
@@ -211,7 +210,7 @@ def test_the_estimate_is_within_a_fifth_of_what_is_measured(changes, length, dty
         "MALLOC_TRIM_THRESHOLD_": "262144",
     }
     result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(_MEASURE), json.dumps([settings, length, dtype])],
+        [sys.executable, "-c", _MEASURE, json.dumps([settings, length, dtype])],
         env=environment,
         capture_output=True,
         text=True,

@@ -89,15 +89,17 @@ class Contender(ABC):
 
 
 def import_contender(path: str) -> Contender:
-    """A contender that stands in no registry, from ``module:Class``.
+    """The contender at ``module:Class``.
 
     Raises:
         ValueError: there is no such module or class, or it is no contender.
     """
     module, _, name = path.partition(":")
     try:
-        kind = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+        kind = getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # the module is there, something that it needs is not
         raise ValueError(f"a contender must be a name or module:Class, got {path!r}") from error
     if not (isinstance(kind, type) and issubclass(kind, Contender)):
         raise ValueError(f"{path!r} must be a Contender, got {kind!r}")

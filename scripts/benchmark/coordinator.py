@@ -9,7 +9,6 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from benchmark import worker
@@ -19,6 +18,10 @@ from benchmark.memory_use import resident_bytes
 from benchmark.results_file import MEMORY_FIELDS, extra_peak
 from benchmark.worker import Reply
 
+# Spawned, not forked: the memory of the runner is not inherited, and CUDA works.
+START_METHOD = "spawn"
+# A process that starts imports its packages first.
+_START_SECONDS = 300.0
 _POLL_SECONDS = 0.1
 # After these, larger sizes of the same contender are not tried.
 _HOPELESS = ("out_of_memory", "timed_out")
@@ -35,7 +38,7 @@ class Limits:
         budget: seconds of timed steps per cell. A contender whose checked step took ``t`` seconds
             gets ``budget / t`` timed steps, at most ``steps``. Where not even one fits, the checked
             step is the measurement.
-        time_limit: seconds that a build or a step may take.
+        time_limit: seconds that a step may take.
         memory_limit: bytes of resident memory that a worker may take; ``None``: any.
     """
 
@@ -61,7 +64,7 @@ class Cell:
         cpu_seconds: time of all threads of the process, for the same steps.
         warm: whether the timed steps came after a warm-up.
         findings: what the check of the first step found.
-        facts: memory, as the worker reports it.
+        facts: memory, as the worker reports it; of a check, the contender's label.
     """
 
     contender: str
@@ -123,13 +126,11 @@ class _Worker:
         case: Case,
         limits: Limits,
     ) -> None:
-        # Spawned, not forked: the memory of the runner is not inherited, and CUDA works.
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context(START_METHOD)
         self._limits = limits
         self._connection, theirs = context.Pipe()
-        self._process: SpawnProcess = context.Process(
-            target=serve, args=(theirs, suite, name, case), daemon=True
-        )
+        arguments = (theirs, suite, name, case)
+        self._process = context.Process(target=serve, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
 
@@ -144,7 +145,10 @@ class _Worker:
         Raises:
             _Gone: another reply, none in time, too much memory, or the process died.
         """
-        deadline = time.monotonic() + self._limits.time_limit
+        seconds = self._limits.time_limit
+        if "stepped" not in expected:
+            seconds += _START_SECONDS
+        deadline = time.monotonic() + seconds
         while not self._connection.poll(_POLL_SECONDS):
             limit, used = self._limits.memory_limit, resident_bytes(str(self._process.pid))
             if limit is not None and used is not None and used > limit:
@@ -152,7 +156,7 @@ class _Worker:
                 raise _Gone("out_of_memory", f"took more than {limit / 2**30:.1f} GiB")
             if time.monotonic() > deadline:
                 self.end()
-                raise _Gone("timed_out", f"took more than {self._limits.time_limit:.0f} s")
+                raise _Gone("timed_out", f"took more than {seconds:.0f} s")
         try:
             reply: Reply = self._connection.recv()
         except EOFError:
@@ -186,7 +190,8 @@ def check_contenders(
         cell = results[name] = Cell(name, case)
         process = _Worker(worker.serve_check, suite, name, case, limits)
         try:
-            cell.findings = process.receive("checked").findings
+            reply = process.receive("checked")
+            cell.findings, cell.facts = reply.findings, reply.facts
             _judge(cell)
         except _Gone as gone:
             cell.fail(*gone.args)

@@ -15,10 +15,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmark.contenders import OURS
 from benchmark.results_file import contenders_of, extra_peak, read_results, sizes_of
-
-# The contender that the others are compared with.
-OURS = "reformer_hf"
 
 _Value = Callable[[dict[str, Any]], float | None]
 

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmark.case import DTYPES, SUITES, Case
+from benchmark.contenders import DEFAULT_CONTENDERS, check_name
 from benchmark.coordinator import Cell, Limits, run_suite
 from benchmark.environment import available_memory, describe_environment
 from benchmark.plot import plot_results
@@ -97,13 +98,10 @@ def make_cases(arguments: argparse.Namespace) -> list[Case]:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run, write all files after every size, and return the document."""
     arguments = parse_arguments(argv)
-    # Late: this imports every contender's package, which the processes of the workers do by
-    # themselves, and `--help` not at all.
-    from benchmark.contenders import DEFAULT_CONTENDERS, find_contender
-
     cases = make_cases(arguments)
     names = [*dict.fromkeys(arguments.contenders or DEFAULT_CONTENDERS[arguments.suite])]
-    labels = {name: find_contender(arguments.suite, name).label for name in names}
+    for name in names:
+        check_name(arguments.suite, name)
     limits = Limits(
         warmup=arguments.warmup,
         steps=arguments.steps,
@@ -124,12 +122,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "suite": arguments.suite,
         "environment": describe_environment(arguments.threads, arguments.device),
         "settings": settings,
-        "labels": labels,
+        "labels": {},
         "checks": [],
         "cells": [],
     }
 
     def keep(checks: dict[str, Cell], cells: list[Cell]) -> None:
+        document["labels"] = {name: cell.facts.get("label", name) for name, cell in checks.items()}
         document["checks"] = [cell.as_dict() for cell in checks.values()]
         document["cells"] = [cell.as_dict() for cell in cells]
         write_results(stem.with_name(f"{stem.name}.json"), document)

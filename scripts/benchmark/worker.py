@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from benchmark.case import Case
-from benchmark.contender import CHECK_LENGTH, Contender, Finding, Workload, import_contender
+from benchmark.contender import CHECK_LENGTH, Contender, Finding, Workload
+from benchmark.contenders import find_contender
 from benchmark.memory_use import PeakMemory, return_freed_memory
 
 
@@ -45,14 +46,16 @@ def serve_check(connection: Connection, suite: str, name: str, case: Case) -> No
     """Process: check one contender and say what was found."""
     with _Failures(connection):
         _prepare(case)
-        connection.send(Reply("checked", findings=_contender(suite, name).check(case)))
+        contender = find_contender(suite, name)
+        facts = {"label": contender.label}
+        connection.send(Reply("checked", findings=contender.check(case), facts=facts))
 
 
 def serve_steps(connection: Connection, suite: str, name: str, case: Case) -> None:
     """Process: build one contender, then step at every message ``step`` until another comes."""
     with _Failures(connection):
         _prepare(case)
-        contender = _contender(suite, name)
+        contender = find_contender(suite, name)
         reason = contender.unavailable(case)
         if reason is not None:
             connection.send(Reply("unavailable", reason))
@@ -92,15 +95,6 @@ def _prepare(case: Case) -> None:
     return_freed_memory(eager=True)
     torch.set_num_threads(case.threads)
     torch.manual_seed(case.seed)
-
-
-def _contender(suite: str, name: str) -> Contender:
-    if ":" in name:
-        return import_contender(name)
-    # Not at the top: the runner imports this module and has no use for the contenders' packages.
-    from benchmark.contenders import find_contender
-
-    return find_contender(suite, name)
 
 
 def _load_libraries(contender: Contender, case: Case) -> None:

@@ -1,42 +1,31 @@
-"""The registry: every contender of every suite. To add one, write its file and a line here."""
+"""The registry: every contender of every suite. To add one, write its file and a line here.
+
+Contenders are named, not imported, so that a process loads no more than its own contender needs.
+"""
 
 from __future__ import annotations
 
 from benchmark.contender import Contender, import_contender
-from benchmark.contenders.flex_window_attention import FlexWindowAttention
-from benchmark.contenders.matrix_products import AttentionProducts, ModelProducts
-from benchmark.contenders.reformer_hf_attention import ReformerHFAttention
-from benchmark.contenders.reformer_hf_model import (
-    ReformerHFChunk,
-    ReformerHFModel,
-    ReformerHFPlain,
-)
-from benchmark.contenders.reformer_pytorch_attention import ReformerPytorchAttention
-from benchmark.contenders.reformer_pytorch_model import ReformerPytorchModel
-from benchmark.contenders.sdpa_attention import SDPAAttention
-from benchmark.contenders.sdpa_model import SDPACheckpointModel, SDPAModel
-from benchmark.contenders.transformers_reformer_attention import TransformersReformerAttention
-from benchmark.contenders.transformers_reformer_model import TransformersReformerModel
 
-_MODELS: tuple[type[Contender], ...] = (
-    ReformerHFModel,
-    ReformerHFPlain,
-    ReformerHFChunk,
-    TransformersReformerModel,
-    ReformerPytorchModel,
-    SDPAModel,
-    SDPACheckpointModel,
-    ModelProducts,
-)
-_ATTENTION: tuple[type[Contender], ...] = (
-    ReformerHFAttention,
-    TransformersReformerAttention,
-    ReformerPytorchAttention,
-    SDPAAttention,
-    FlexWindowAttention,
-    AttentionProducts,
-)
-_REGISTRY = {"model": _MODELS, "depth": _MODELS, "attention": _ATTENTION}
+_MODELS = {
+    "reformer_hf": "reformer_hf_model:ReformerHFModel",
+    "reformer_hf_plain": "reformer_hf_model:ReformerHFPlain",
+    "reformer_hf_chunk": "reformer_hf_model:ReformerHFChunk",
+    "transformers_reformer": "transformers_reformer_model:TransformersReformerModel",
+    "reformer_pytorch": "reformer_pytorch_model:ReformerPytorchModel",
+    "sdpa": "sdpa_model:SDPAModel",
+    "sdpa_checkpoint": "sdpa_model:SDPACheckpointModel",
+    "products": "matrix_products:ModelProducts",
+}
+_ATTENTION = {
+    "reformer_hf": "reformer_hf_attention:ReformerHFAttention",
+    "transformers_reformer": "transformers_reformer_attention:TransformersReformerAttention",
+    "reformer_pytorch": "reformer_pytorch_attention:ReformerPytorchAttention",
+    "sdpa": "sdpa_attention:SDPAAttention",
+    "flex_window": "flex_window_attention:FlexWindowAttention",
+    "products": "matrix_products:AttentionProducts",
+}
+REGISTRY = {"model": _MODELS, "depth": _MODELS, "attention": _ATTENTION}
 
 # What a suite runs if nobody names contenders.
 DEFAULT_CONTENDERS = {
@@ -55,26 +44,26 @@ DEFAULT_CONTENDERS = {
 OURS = "reformer_hf"
 
 
-def contenders_of(suite: str) -> dict[str, Contender]:
-    """All contenders of a suite by name.
+def check_name(suite: str, name: str) -> str:
+    """The path ``module:Class`` of a contender: a name of the registry, or such a path itself.
 
     Raises:
-        ValueError: unknown suite.
+        ValueError: unknown suite or name.
     """
-    if suite not in _REGISTRY:
-        raise ValueError(f"`suite` must be one of {sorted(_REGISTRY)}, got {suite!r}")
-    return {kind.name: kind() for kind in _REGISTRY[suite]}
+    if suite not in REGISTRY:
+        raise ValueError(f"`suite` must be one of {sorted(REGISTRY)}, got {suite!r}")
+    if ":" in name:
+        return name
+    if name not in REGISTRY[suite]:
+        known = [*REGISTRY[suite]]
+        raise ValueError(f"a contender of suite {suite!r} must be one of {known}, got {name!r}")
+    return f"benchmark.contenders.{REGISTRY[suite][name]}"
 
 
 def find_contender(suite: str, name: str) -> Contender:
-    """One contender: a name of the registry, or ``module:Class``.
+    """One contender.
 
     Raises:
         ValueError: unknown suite, name or class.
     """
-    if ":" in name:
-        return import_contender(name)
-    found = contenders_of(suite)
-    if name not in found:
-        raise ValueError(f"a contender of suite {suite!r} must be one of {[*found]}, got {name!r}")
-    return found[name]
+    return import_contender(check_name(suite, name))

@@ -176,8 +176,8 @@ def check_results(stem: Path, suite: str, names: list[str]) -> str:
     assert {"date", "commit", "machine", "versions"} <= set(document["environment"])
 
     text = stem.with_name("tiny-v1.2.json").read_text()
-    for private in (str(ROOT), str(tmp_path), str(Path.home()), platform.node()):
-        assert private not in text
+    private = (str(ROOT), str(stem.parent), str(Path.home()), platform.node())
+    assert not [word for word in private if len(word) > 3 and word in text]
     for ending in ("-time.png", "-memory.png"):
         image = stem.with_name(f"tiny-v1.2{ending}")
         assert image.read_bytes().startswith(b"\x89PNG")

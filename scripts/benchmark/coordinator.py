@@ -126,7 +126,8 @@ class _Worker:
         case: Case,
         limits: Limits,
     ) -> None:
-        context = multiprocessing.get_context(START_METHOD)
+        # Declared: the type of a context depends on the name of its start method.
+        context: Any = multiprocessing.get_context(START_METHOD)
         self._limits = limits
         self._connection, theirs = context.Pipe()
         arguments = (theirs, suite, name, case)

@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from benchmark import worker
 from benchmark.case import Case
@@ -19,7 +19,7 @@ from benchmark.results_file import MEMORY_FIELDS, extra_peak
 from benchmark.worker import Reply
 
 # Spawned, not forked: the memory of the runner is not inherited, and CUDA works.
-START_METHOD = "spawn"
+START_METHOD: Literal["spawn", "forkserver"] = "spawn"
 # A process that starts imports its packages first.
 _START_SECONDS = 300.0
 _POLL_SECONDS = 0.1

@@ -3,7 +3,7 @@
 LSH attention is this operation with an order made by hashing; local attention is the same operation
 with the order of the sequence. :func:`windowed_attention` is the public function; the reading order
 is ``call`` (what is asked), ``reference`` (what it means), ``slots`` and ``torch_backend`` (how it
-is computed fast).
+is computed fast), ``operators`` (how autograd and compilers see it).
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
 from reformer_hf.ops.sorting import BucketOrder
-from reformer_hf.ops.windowed_attention import reference, torch_backend
+from reformer_hf.ops.windowed_attention import operators, reference, torch_backend
 from reformer_hf.ops.windowed_attention.call import (
     ATTENTION_PATTERNS,
     AttentionWindow,
@@ -49,7 +50,7 @@ class Backend:
 
 BACKENDS: dict[str, Backend] = {
     "reference": Backend(reference.unsupported, reference.run),
-    "torch": Backend(torch_backend.unsupported, torch_backend.run),
+    "torch": Backend(torch_backend.unsupported, partial(operators.attend, backend="torch")),
 }
 # Best first. The reference is never chosen by itself.
 _AUTOMATIC = ("torch",)

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,12 +40,6 @@ def unsupported(call: WindowedAttentionCall) -> str | None:
     """Why this backend cannot serve the call: never; it runs on every device and dtype."""
     del call
     return None
-
-
-def run(call: WindowedAttentionCall) -> tuple[Tensor, Tensor]:
-    """Output ``[B, H, N, D]`` and merged ``lse`` ``[B, H, N]`` (not differentiable)."""
-    out, lse = _TorchWindowedAttention.apply(call.query, call.key, call.value, call)
-    return out, lse
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -383,23 +376,18 @@ class _Kernel:
             target[:, :, :width] += tiles[:, :, offset : offset + width]
 
 
-class _TorchWindowedAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor | None, value: Tensor, call: WindowedAttentionCall
-    ) -> tuple[Tensor, Tensor]:
-        with torch.autocast(query.device.type, enabled=False):
-            out_rows, lse, mass = _Kernel(call).forward()
-        ctx.save_for_backward(query, key, value, out_rows, lse, mass)
-        ctx.rest = (call.order, call.real, call.window, call.scale)
-        ctx.mark_non_differentiable(lse)
-        return _like_heads(out_rows, query), lse
+def forward(call: WindowedAttentionCall) -> tuple[Tensor, Tensor, Tensor | None]:
+    """See :class:`~reformer_hf.ops.windowed_attention.operators.Kernels`."""
+    out_rows, lse, mass = _Kernel(call).forward()
+    return _like_heads(out_rows, call.query), lse, mass
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, out_rows, lse, mass = ctx.saved_tensors
-        call = WindowedAttentionCall(query, key, value, *ctx.rest)
-        with torch.autocast(query.device.type, enabled=False):
-            grads = _Kernel(call).backward(_rows(grad_out), out_rows, lse, mass)
-        return (*(None if g is None else _like_heads(g, query) for g in grads), None)
+
+def backward(
+    call: WindowedAttentionCall, grad_out: Tensor, out: Tensor, lse: Tensor, mass: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """See :class:`~reformer_hf.ops.windowed_attention.operators.Kernels`."""
+    query_rows, key_rows, value_rows = _Kernel(call).backward(
+        _rows(grad_out), _rows(out), lse, mass
+    )
+    grad_key = None if key_rows is None else _like_heads(key_rows, call.query)
+    return _like_heads(query_rows, call.query), grad_key, _like_heads(value_rows, call.query)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -103,6 +104,131 @@ def _euclidean_block(
     return torch.floor((projected + offsets) / width).to(torch.int64).remainder(num_buckets)
 
 
+@dataclass(frozen=True)
+class HashProjections:
+    """What a hash function draws; drawn once, it hashes any number of vectors alike.
+
+    Attributes:
+        family: one of ``HASH_FAMILIES``.
+        num_hashes: rounds, ``R``.
+        factors: of the number of buckets; factors of one bucket have no projection.
+        weights: ``angular``: ``[H, D, R, cols]``; ``euclidean``: directions ``[H, D, R]``;
+            ``random``: the bucket of every position, ``[positions, H, R]`` int64.
+        offsets: ``[H, 1, R]``, in units of the vectors (``euclidean`` only).
+        bucket_width: width of a Euclidean bucket.
+    """
+
+    family: str
+    num_hashes: int
+    factors: tuple[int, ...]
+    weights: Tensor
+    offsets: Tensor | None = None
+    bucket_width: float = 1.0
+
+    @property
+    def num_buckets(self) -> int:
+        """Buckets of a round, ``nb``."""
+        return math.prod(self.factors)
+
+
+def draw_projections(
+    *,
+    num_heads: int,
+    head_size: int,
+    num_hashes: int,
+    num_buckets: int | Sequence[int],
+    generator: torch.Generator,
+    family: str = "angular",
+    bucket_width: float = 1.0,
+    num_positions: int = 0,
+    device: torch.device | None = None,
+) -> HashProjections:
+    """Draw the hash functions of all heads and rounds.
+
+    Args:
+        num_heads: ``H``.
+        head_size: ``D``.
+        num_hashes: rounds, ``R``.
+        num_buckets: ``nb``, or its factors (see :func:`factorize_buckets`).
+        generator: source of the draws; a CPU generator gives the same ones everywhere.
+        family: one of ``HASH_FAMILIES``.
+        bucket_width: width of a Euclidean bucket, in units of the vectors.
+        num_positions: positions that can be hashed (``random`` only). More of them leave the
+            buckets of the first ones as they are.
+        device: where the vectors will be.
+
+    Raises:
+        ValueError: unknown family, or a bucket count that cannot be hashed.
+    """
+    factors = factorize_buckets(num_buckets)
+    total = math.prod(factors)
+    if family not in HASH_FAMILIES:
+        raise ValueError(f"`family` must be one of {HASH_FAMILIES}, got {family!r}")
+    if family == "random":
+        shape = (num_positions, num_heads, num_hashes)
+        table = torch.randint(0, total, shape, generator=generator).to(device)
+        return HashProjections(family, num_hashes, factors, table)
+    if family == "angular":
+        hashed = tuple(b for b in factors if b > 1)
+        rotations = angular_rotations(num_heads, head_size, num_hashes, hashed, generator)
+        return HashProjections(family, num_hashes, factors, rotations.to(device))
+    directions = torch.randn((num_heads, head_size, num_hashes), generator=generator)
+    offsets = torch.rand((num_heads, 1, num_hashes), generator=generator) * bucket_width
+    return HashProjections(
+        family, num_hashes, factors, directions.to(device), offsets.to(device), bucket_width
+    )
+
+
+def _project_block(vectors: Tensor, projections: HashProjections) -> Tensor:
+    """Buckets ``[B, H, n, R]`` of ``[B, H, n, D]`` fp32 vectors."""
+    if projections.offsets is not None:
+        return _euclidean_block(
+            vectors,
+            projections.weights,
+            projections.offsets,
+            projections.bucket_width,
+            projections.num_buckets,
+        )
+    factors = tuple(b for b in projections.factors if b > 1)
+    return _angular_block(vectors, projections.weights, factors)
+
+
+@torch.no_grad()
+def apply_projections(
+    vectors: Tensor, projections: HashProjections, positions: Tensor | None = None
+) -> Tensor:
+    """Hash vectors with projections drawn before; see :func:`hash_vectors`.
+
+    Args:
+        vectors: ``[B, H, N, D]``, any floating dtype.
+        projections: from :func:`draw_projections`.
+        positions: ``[B, N]`` int64 (``random`` only; default ``0 .. N-1``).
+
+    Returns:
+        ``[B, H, R, N]`` int64 in ``[0, nb)``.
+    """
+    batch, heads, length, _ = vectors.shape
+    num_hashes, device = projections.num_hashes, vectors.device
+    if projections.num_buckets == 1:
+        return vectors.new_zeros((batch, heads, num_hashes, length), dtype=torch.int64)
+    if projections.family == "random":
+        table = projections.weights
+        if positions is None:
+            return table[:length].permute(1, 2, 0).expand(batch, -1, -1, -1)
+        return table[positions].permute(0, 2, 3, 1)
+    with torch.autocast(device.type, enabled=False):
+        columns = projections.weights[0, 0].numel()
+        block = max(1, _BLOCK_ELEMENTS // max(1, batch * heads * columns))
+        if length <= block:
+            return _project_block(vectors.float(), projections).transpose(2, 3)
+        buckets = torch.empty((batch, heads, num_hashes, length), dtype=torch.int64, device=device)
+        for start in range(0, length, block):
+            part = vectors[:, :, start : start + block].float()
+            hashed = _project_block(part, projections)
+            buckets[..., start : start + block] = hashed.transpose(2, 3)
+    return buckets
+
+
 @torch.no_grad()
 def hash_vectors(
     vectors: Tensor,
@@ -141,42 +267,16 @@ def hash_vectors(
     Raises:
         ValueError: unknown family, or a bucket count that cannot be hashed.
     """
-    batch, heads, length, head_size = vectors.shape
-    factors = factorize_buckets(num_buckets)
-    total = math.prod(factors)
-    if family not in HASH_FAMILIES:
-        raise ValueError(f"`family` must be one of {HASH_FAMILIES}, got {family!r}")
-    if total == 1:
-        return vectors.new_zeros((batch, heads, num_hashes, length), dtype=torch.int64)
-    device = vectors.device
-    if family == "random":
-        table = torch.randint(0, total, (length, heads, num_hashes), generator=generator)
-        table = table.to(device)
-        if positions is None:
-            return table.permute(1, 2, 0).expand(batch, -1, -1, -1)
-        return table[positions].permute(0, 2, 3, 1)
-
-    with torch.autocast(device.type, enabled=False):
-        if family == "angular":
-            # Factors of one bucket contribute nothing and have no projection.
-            hashed_factors = tuple(b for b in factors if b > 1)
-            rotations = angular_rotations(
-                heads, head_size, num_hashes, hashed_factors, generator
-            ).to(device)
-            columns = rotations.shape[2] * rotations.shape[3]
-        else:
-            directions = torch.randn((heads, head_size, num_hashes), generator=generator).to(device)
-            offsets = torch.rand((heads, 1, num_hashes), generator=generator).to(device)
-            columns = num_hashes
-        buckets = torch.empty((batch, heads, num_hashes, length), dtype=torch.int64, device=device)
-        block = max(1, _BLOCK_ELEMENTS // max(1, batch * heads * columns))
-        for start in range(0, length, block):
-            part = vectors[:, :, start : start + block].float()
-            if family == "angular":
-                hashed = _angular_block(part, rotations, hashed_factors)
-            else:
-                hashed = _euclidean_block(
-                    part, directions, offsets * bucket_width, bucket_width, total
-                )
-            buckets[..., start : start + block] = hashed.transpose(2, 3)
-    return buckets
+    _, heads, length, head_size = vectors.shape
+    projections = draw_projections(
+        num_heads=heads,
+        head_size=head_size,
+        num_hashes=num_hashes,
+        num_buckets=num_buckets,
+        generator=generator,
+        family=family,
+        bucket_width=bucket_width,
+        num_positions=length,
+        device=vectors.device,
+    )
+    return apply_projections(vectors, projections, positions)

@@ -8,10 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reformer_hf.ops.hashing import choose_num_buckets, factorize_buckets, hash_vectors
 from reformer_hf.ops.original_rounding import lonely_mass
 from reformer_hf.ops.padding import Padding
-from reformer_hf.ops.seeds import cpu_generator
+from reformer_hf.ops.row_hashing import (
+    HashSettings,
+    RowHasher,
+    count_buckets,
+    factors_of_rows,
+)
 from reformer_hf.ops.sorting import BucketOrder, sort_by_bucket
 from reformer_hf.ops.windowed_attention import (
     AttentionWindow,
@@ -20,20 +24,6 @@ from reformer_hf.ops.windowed_attention import (
 )
 from reformer_hf.ops.windowed_attention.call import SELF_SCORE
 from reformer_hf.ops.windowed_attention.reference import attention_weights
-
-# Backends compare ranks spaced by the window between buckets, doubled, as 32-bit integers.
-_MAX_SPACED_RANK = 1 << 27
-
-
-def buckets_for_length(length: int, window: AttentionWindow) -> int:
-    """Buckets for a sequence of ``length`` real tokens, if the user named no number.
-
-    ``window`` pattern: about ``N / W`` (:func:`~reformer_hf.ops.hashing.choose_num_buckets`).
-    ``chunk`` pattern: about ``2 N / C``, the rule of transformers' Reformer.
-    """
-    if window.pattern == "chunk":
-        return choose_num_buckets(2 * -(-length // window.chunk_length), 1)
-    return choose_num_buckets(length, max(window.before, window.after))
 
 
 @torch.no_grad()
@@ -47,11 +37,24 @@ def hash_tokens(
     hash_family: str = "angular",
     bucket_width: float = 1.0,
     padding: Padding | None = None,
+    planned_lengths: Sequence[int] | None = None,
 ) -> Tensor | None:
     """Buckets of all tokens; padding gets the sentinel bucket above all others.
 
     Every row is hashed with the number of buckets for *its* real tokens, so that neither padding
     nor the other rows of a batch change anything.
+
+    Args:
+        vectors: ``[B, H, N, D]``.
+        num_hashes: see :func:`lsh_attention`, as for all arguments not listed here.
+        num_buckets: see there.
+        window: see there.
+        hash_seed: see there.
+        hash_family: see there.
+        bucket_width: see there.
+        padding: see there.
+        planned_lengths: tokens that every row will have in the end, if ``num_buckets`` is to be
+            chosen for them and not for those at hand.
 
     Returns:
         ``[B, H, R, N]`` int64, or ``None`` if every row has one bucket or one chunk: then there is
@@ -60,57 +63,21 @@ def hash_tokens(
     Raises:
         ValueError: a number of buckets that cannot be hashed, or absurdly many of them.
     """
-    batch, _, length, _ = vectors.shape
+    batch, heads, length, head_size = vectors.shape
     if window.pattern == "chunk" and length <= window.chunk_length:
         return None
-    if num_buckets is None:
-        lengths = padding.lengths if padding is not None else (length,) * batch
-        per_row = [factorize_buckets(buckets_for_length(n, window)) for n in lengths]
-    else:
-        per_row = [factorize_buckets(num_buckets)] * batch
-    most = max((_count(factors) for factors in per_row), default=1)
-    if most == 1:
+    lengths = padding.lengths if padding is not None else (length,) * batch
+    per_row = factors_of_rows(planned_lengths or lengths, num_buckets, window)
+    if max(map(count_buckets, per_row), default=1) == 1:
         return None
-    reach = min(max(window.before, window.after), length)
-    if window.pattern == "window" and most * (reach + 1) >= _MAX_SPACED_RANK:
-        raise ValueError(
-            f"`num_buckets` times the window must be below {_MAX_SPACED_RANK}, "
-            f"got {most} buckets and a window of {reach} tokens"
-        )
-
-    positions = padding.positions() if padding is not None else None
-
-    def hashed(rows: slice | list[int], factors: tuple[int, ...]) -> Tensor:
-        return hash_vectors(
-            vectors[rows],
-            num_hashes=num_hashes,
-            num_buckets=factors,
-            generator=cpu_generator(hash_seed),
-            family=hash_family,
-            bucket_width=bucket_width,
-            positions=None if positions is None else positions[rows],
-        )
-
-    kinds = sorted(set(per_row))
-    if len(kinds) == 1:
-        buckets = hashed(slice(None), kinds[0])
-    else:
-        buckets = vectors.new_empty(
-            (batch, vectors.shape[1], num_hashes, length), dtype=torch.int64
-        )
-        for factors in kinds:
-            rows = [i for i, own in enumerate(per_row) if own == factors]
-            buckets[rows] = hashed(rows, factors)
+    settings = HashSettings(
+        heads, head_size, num_hashes, hash_seed, hash_family, bucket_width, vectors.device
+    )
+    hasher = RowHasher(settings, per_row, num_positions=length)
+    buckets = hasher(vectors, None if padding is None else padding.positions())
     if padding is not None:
-        buckets = torch.where(padding.real[:, None, None, :], buckets, most)
+        buckets = torch.where(padding.real[:, None, None, :], buckets, hasher.num_buckets)
     return buckets
-
-
-def _count(factors: Sequence[int]) -> int:
-    product = 1
-    for b in factors:
-        product *= b
-    return product
 
 
 def padding_order(padding: Padding | None) -> BucketOrder | None:
@@ -155,6 +122,7 @@ def lsh_attention(
     hash_family: str = "angular",
     bucket_width: float = 1.0,
     padding: Padding | None = None,
+    planned_lengths: Sequence[int] | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Attention among tokens that hash alike, with shared queries and keys.
@@ -177,6 +145,8 @@ def lsh_attention(
         hash_family: see :func:`~reformer_hf.ops.hashing.hash_vectors`.
         bucket_width: width of a Euclidean bucket.
         padding: which tokens are real; ``None`` if all are.
+        planned_lengths: tokens that each row will have in the end, if the number of buckets is to
+            be chosen for them.
         backend: see :func:`~reformer_hf.ops.windowed_attention.windowed_attention`.
 
     Returns:
@@ -191,6 +161,7 @@ def lsh_attention(
         hash_family=hash_family,
         bucket_width=bucket_width,
         padding=padding,
+        planned_lengths=planned_lengths,
     )
     out, lse = windowed_attention(
         query_key, None, value, order, window=window, real=real, backend=backend

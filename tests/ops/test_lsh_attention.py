@@ -9,13 +9,13 @@ from torch.nn.functional import normalize
 
 from reformer_hf.ops.hashing import HASH_FAMILIES
 from reformer_hf.ops.lsh_attention import (
-    buckets_for_length,
     hash_tokens,
     lsh_attention,
     lsh_attention_weights,
     padding_order,
 )
 from reformer_hf.ops.padding import Padding
+from reformer_hf.ops.row_hashing import buckets_for_length
 from reformer_hf.ops.windowed_attention import AttentionWindow
 
 HEADS, SIZE = 2, 8

@@ -21,8 +21,9 @@ from transformers.models.reformer.modeling_reformer import (
 
 from reformer_hf.ops.hashing import hash_vectors
 from reformer_hf.ops.local_attention import local_attention
-from reformer_hf.ops.lsh_attention import buckets_for_length, lsh_attention, lsh_attention_weights
+from reformer_hf.ops.lsh_attention import lsh_attention, lsh_attention_weights
 from reformer_hf.ops.padding import Padding
+from reformer_hf.ops.row_hashing import buckets_for_length
 from reformer_hf.ops.seeds import cpu_generator
 from reformer_hf.ops.windowed_attention import AttentionWindow
 

@@ -7,9 +7,10 @@ from transformers.activations import ACT2FN
 
 from reformer_hf.configuration_reformer import ReformerConfig
 from reformer_hf.layers.norm import StreamLayerNorm
+from reformer_hf.layers.sub_layer import SubLayer
 
 
-class FeedForward(nn.Module):
+class FeedForward(SubLayer):
     """``dropout(W2 act(dropout(W1 norm(x) + b1)) + b2)``.
 
     It works position by position, so the stack calls it on slices of the sequence
@@ -28,7 +29,7 @@ class FeedForward(nn.Module):
         self.activation = ACT2FN[config.hidden_act]
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def residual(self, x: Tensor) -> Tensor:
         """The residual ``[B, n, d]`` of a slice ``[B, n, d]`` of a stream."""
         inner = self.activation(self.dropout(self.inner(self.norm(x))))
         residual: Tensor = self.dropout(self.outer(inner))

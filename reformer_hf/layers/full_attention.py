@@ -11,6 +11,7 @@ from reformer_hf.layers.context import CrossMemory, ForwardContext
 from reformer_hf.layers.heads import HeadMerge, split_heads
 from reformer_hf.layers.norm import StreamLayerNorm
 from reformer_hf.layers.self_attention import SelfAttention
+from reformer_hf.layers.sub_layer import SubLayer
 from reformer_hf.ops.lsh_attention import padding_order
 from reformer_hf.ops.padding import Padding
 
@@ -80,7 +81,7 @@ class FullSelfAttention(SelfAttention):
         return (mask & causal) | torch.eye(length, dtype=torch.bool, device=query.device)
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(SubLayer):
     """Attention of the decoder's tokens to the encoder's output.
 
     Args:
@@ -103,7 +104,7 @@ class CrossAttention(nn.Module):
         )
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, x: Tensor, encoder_states: Tensor, context: ForwardContext) -> Tensor:
+    def residual(self, x: Tensor, encoder_states: Tensor, context: ForwardContext) -> Tensor:
         """The residual ``[B, N, d]`` of a stream ``[B, N, d]``.
 
         Args:

@@ -11,6 +11,7 @@ from reformer_hf.configuration_reformer import ReformerConfig
 from reformer_hf.layers.context import ForwardContext
 from reformer_hf.layers.heads import HeadMerge, split_heads
 from reformer_hf.layers.norm import StreamLayerNorm
+from reformer_hf.layers.sub_layer import SubLayer
 from reformer_hf.ops.windowed_attention import AttentionWindow
 from reformer_hf.ops.windowed_attention.reference import MAX_LENGTH
 
@@ -18,7 +19,7 @@ from reformer_hf.ops.windowed_attention.reference import MAX_LENGTH
 MAX_LENGTH_WITH_ATTENTIONS = MAX_LENGTH
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(SubLayer):
     """``dropout(merge(attention(norm(x))))``; subclasses project and attend.
 
     Args:
@@ -44,7 +45,7 @@ class SelfAttention(nn.Module):
         )
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
+    def residual(self, x: Tensor, context: ForwardContext) -> Tensor:
         """The residual ``[B, N, d]`` of a stream ``[B, N, d]``."""
         normed = self.norm(x)
         heads = [

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from reformer_hf.configuration_reformer import ReformerConfig, ReformerSeq2SeqConfig
 from reformer_hf.layers.chunk_pattern import arrange_for_chunks
@@ -19,6 +19,7 @@ from reformer_hf.layers.local_self_attention import LocalSelfAttention
 from reformer_hf.layers.lsh_self_attention import LSHSelfAttention
 from reformer_hf.layers.norm import StreamLayerNorm
 from reformer_hf.layers.self_attention import MAX_LENGTH_WITH_ATTENTIONS, SelfAttention
+from reformer_hf.layers.sub_layer import raise_wrong_sharding
 from reformer_hf.ops.reversible import ResidualStreams, ReversibleStep
 
 _SELF_ATTENTION: dict[str, type[SelfAttention]] = {
@@ -58,25 +59,17 @@ class ReformerLayer(nn.Module):
     def steps(
         self, context: ForwardContext, encoder_states: Tensor | None, chunk_size: int
     ) -> list[ReversibleStep]:
-        """The layer's residual sub-layers, in order."""
-        steps = [
-            ReversibleStep(
-                partial(self.attention, context=context), tuple(self.attention.parameters())
-            )
-        ]
+        """The layer's residual sub-layers, in order.
+
+        Raises:
+            ValueError: FSDP2 was applied to modules that it cannot serve here.
+        """
+        if isinstance(self, FSDPModule):
+            raise_wrong_sharding(type(self).__name__, "the layer itself is never called")
+        steps = [self.attention.step(context=context)]
         if self.cross_attention is not None and encoder_states is not None:
-            steps.append(
-                ReversibleStep(
-                    partial(self.cross_attention, context=context),
-                    tuple(self.cross_attention.parameters()),
-                    (encoder_states,),
-                )
-            )
-        steps.append(
-            ReversibleStep(
-                self.feed_forward, tuple(self.feed_forward.parameters()), chunk_size=chunk_size
-            )
-        )
+            steps.append(self.cross_attention.step(inputs=(encoder_states,), context=context))
+        steps.append(self.feed_forward.step(chunk_size=chunk_size))
         return steps
 
 

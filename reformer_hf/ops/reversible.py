@@ -19,14 +19,17 @@ range and the same memory.
 **How.** Every step is one autograd Function with the two streams, the step's other inputs and its
 parameters as inputs. Nothing is saved but a handle on a :class:`_Tape`, which in the backward pass
 carries the restored streams from step to step. Parameter gradients are *returned*, like those of
-any other node, so that hooks (DDP's among them) fire as soon as a layer is done.
+any other node, so that hooks (DDP's among them) fire as soon as a layer is done. A module whose
+parameters exist only while it is called (FSDP2 gathers them then) can be the *host* of its step:
+the Function is applied within a call of the module, so that the module's own hooks bring the
+parameters before the step and before its backward pass, and collect the gradients after it.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -38,6 +41,10 @@ _RANGE = float(1 << 31)
 _STREAM_SHARE, _STEP_SHARE = 0.75, 0.25
 # Elements of a stream that are updated together (1 MiB of fp32). An accelerator gets all at once.
 _BLOCK_ELEMENTS = 1 << 18
+
+# ``take(token, function, parameters)``: take the step here and now, with this function and these
+# parameters, and return the stream that it changed.
+Take = Callable[[Tensor, Callable[..., Tensor], Sequence[Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -51,12 +58,16 @@ class ReversibleStep:
         inputs: further tensors that may need gradients (an encoder's output, say).
         chunk_size: if positive, ``function`` works position by position and is called on slices of
             that many positions, in the backward pass too.
+        host: ``host(token, take)`` brings the parameters in and calls ``take`` (see ``Take``) once,
+            with a 0-d tensor that depends on ``token``. What it passes stands in for ``function``
+            and ``parameters``. The token's gradient comes after those of the parameters.
     """
 
     function: Callable[..., Tensor]
     parameters: tuple[Tensor, ...]
     inputs: tuple[Tensor, ...] = ()
     chunk_size: int = 0
+    host: Callable[[Tensor, Take], object] | None = None
 
     def chunks(self, x: Tensor) -> tuple[Tensor, ...]:
         """Slices of ``x`` along the sequence on which the function is called."""
@@ -204,6 +215,7 @@ class _Coupling(torch.autograd.Function):
         step: ReversibleStep,
         source: Tensor,
         target: Tensor,
+        token: Tensor | None,
         *tensors: Tensor,
     ) -> Tensor:
         index = tape.position or 0
@@ -213,7 +225,7 @@ class _Coupling(torch.autograd.Function):
         inputs = tensors[:num_inputs]
         ctx.save_for_backward(*inputs)
         ctx.parameters = tensors[num_inputs:]
-        ctx.step = ReversibleStep(step.function, (), (), step.chunk_size)
+        ctx.step = ReversibleStep(step.function, (), chunk_size=step.chunk_size)
         ctx.surroundings = _Surroundings.capture(source.device)
         with ctx.surroundings.autocast_uncached():
             added = join([step.function(x, *inputs) for x in step.chunks(source)])
@@ -235,7 +247,7 @@ class _Coupling(torch.autograd.Function):
         source = from_steps(tape.stored[1 - index % 2], grid)
         out = tape.stored[index % 2]
         need_source = ctx.needs_input_grad[3]
-        need = ctx.needs_input_grad[5:]
+        need = ctx.needs_input_grad[6:]
         inputs = [
             x.detach().requires_grad_(n) for x, n in zip(ctx.saved_tensors, need, strict=False)
         ]
@@ -278,6 +290,7 @@ class _Coupling(torch.autograd.Function):
             *(None, None, None),
             grad_source,
             grad_out,
+            grad_out.new_zeros(()) if ctx.needs_input_grad[5] else None,
             *(next(results) if n else None for n in need),
         )
 
@@ -421,9 +434,7 @@ class ResidualStreams:
         turn = self._position % 2
         source, target = self._streams[1 - turn], self._streams[turn]
         if self._tape is not None:
-            self._streams[turn] = _Coupling.apply(
-                self._tape, self._gauge, step, source, target, *step.inputs, *step.parameters
-            )
+            self._streams[turn] = self._couple(self._tape, step, source, target)
         else:
             added = self._call(step, source)
             if self._gauge is None:
@@ -433,6 +444,23 @@ class ResidualStreams:
                     self._stored[turn], target, added, self._gauge
                 )
         self._position += 1
+
+    def _couple(self, tape: _Tape, step: ReversibleStep, source: Tensor, target: Tensor) -> Tensor:
+        taken: list[Tensor] = []
+
+        def take(
+            token: Tensor | None, function: Callable[..., Tensor], parameters: Sequence[Tensor]
+        ) -> Tensor:
+            tensors = (source, target, token, *step.inputs, *parameters)
+            here = replace(step, function=function)
+            taken.append(_Coupling.apply(tape, self._gauge, here, *tensors))
+            return taken[0]
+
+        if step.host is None:
+            return take(None, step.function, step.parameters)
+        # What the host returns may be a copy in another dtype; hooks are on what was taken.
+        step.host(torch.zeros((), device=source.device, requires_grad=True), take)
+        return taken[0]
 
     def _call(self, step: ReversibleStep, source: Tensor) -> Tensor:
         if self._checkpoint is None:

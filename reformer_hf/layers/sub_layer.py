@@ -1,0 +1,61 @@
+"""A residual sub-layer: a module, and the step of the reversible engine that calls it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NoReturn
+
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from reformer_hf.ops.reversible import ReversibleStep, Take
+
+
+class SubLayer(nn.Module):
+    """Base of the sub-layers: subclasses compute ``residual(x, ...)``.
+
+    Calling the module computes the residual. Under FSDP2 (``fully_shard``) the weights are whole
+    only while the module is called, so there the engine's step is taken within such a call.
+    """
+
+    def residual(self, x: Tensor, *inputs: Any, **settings: Any) -> Tensor:
+        """What the sub-layer adds ``[B, N, d]`` to one stream, from the other ``[B, N, d]``."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, *inputs: Any, take: Take | None = None, **settings: Any) -> Tensor:
+        """The residual; with ``take`` (see there), ``x`` is a token and the step is taken now."""
+        if take is not None:
+            return take(x, partial(self.residual, **settings), tuple(self.parameters()))
+        return self.residual(x, *inputs, **settings)
+
+    def step(
+        self, *, inputs: tuple[Tensor, ...] = (), chunk_size: int = 0, **settings: Any
+    ) -> ReversibleStep:
+        """The sub-layer as a step of the engine.
+
+        Args:
+            inputs: tensors that the residual takes besides ``x`` and that may need gradients.
+            chunk_size: if positive, call it on slices of that many positions.
+            **settings: what else the residual takes.
+
+        Raises:
+            ValueError: FSDP2 was applied to modules inside the sub-layer.
+        """
+        if any(isinstance(part, FSDPModule) for part in self.modules() if part is not self):
+            raise_wrong_sharding(type(self).__name__, "so are modules inside it")
+        function = partial(self, **settings)
+        if not isinstance(self, FSDPModule):
+            return ReversibleStep(function, tuple(self.parameters()), inputs, chunk_size)
+
+        def host(token: Tensor, take: Take) -> None:
+            function(token, take=take)
+
+        return ReversibleStep(function, (), inputs, chunk_size, host)
+
+
+def raise_wrong_sharding(name: str, reason: str) -> NoReturn:
+    """Refuse a model whose weights would not be there when they are needed."""
+    raise ValueError(
+        "`fully_shard` must be applied to the sub-layers (the classes in "
+        f"`model._no_split_modules`) and the model, got {name}: {reason}"
+    )

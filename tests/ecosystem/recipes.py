@@ -1,0 +1,49 @@
+"""What programs started in other processes and the tests that start them must agree on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from reformer_hf import ReformerPreTrainedModel
+from tests.models.builders import HEAD_OF, NO_DROPOUT, Batch, Head
+
+# Head and overrides by test id. A chunked language-model head uses its weight without a call.
+DATA_PARALLEL_HEADS: dict[str, tuple[str, dict[str, Any]]] = {
+    "causal_lm": ("causal_lm", {}),
+    "causal_lm-chunked": ("causal_lm", {"chunk_size_lm_head": 8, "chunk_size_feed_forward": 16}),
+    "seq2seq_lm": ("seq2seq_lm", {}),
+    "sequence_classification": ("sequence_classification", {}),
+}
+# Which modules of which models FSDP2 shards: the sub-layers (and the rest as one), the same with
+# embedding, last norm and head together as accelerate does it, or the whole model as one.
+WRAPPINGS: dict[str, tuple[str, ...]] = {
+    "sub-layers": tuple(DATA_PARALLEL_HEADS),
+    "accelerate": ("causal_lm", "causal_lm-chunked"),
+    "root": ("causal_lm", "seq2seq_lm"),
+}
+SHARDED_STEPS = 2
+ROWS, LENGTH = 4, 40
+# Batches of a process that make up one optimizer step.
+ACCUMULATED = 2
+
+
+def model_and_batch(name: str, **overrides: Any) -> tuple[Head, ReformerPreTrainedModel, Batch]:
+    """A small reversible model with fixed rotations, and a batch of `ROWS` rows."""
+    head_name, options = DATA_PARALLEL_HEADS[name]
+    head = HEAD_OF[head_name]
+    options = {"hash_seed": 3, "attn_layers": ["local", "lsh", "lsh"], **options, **overrides}
+    model = head.build(**{**NO_DROPOUT, **options})
+    return head, model, head.batch(ROWS, LENGTH)
+
+
+def sgd(model: torch.nn.Module) -> torch.optim.Optimizer:
+    """An optimizer whose step depends on the size of every gradient."""
+    return torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+def largest_difference(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    """Over all elements of all gradients."""
+    assert found.keys() == expected.keys()
+    return max(float((found[name] - wanted).abs().max()) for name, wanted in expected.items())

@@ -182,7 +182,12 @@ class ReformerConfig(PreTrainedConfig):
             value = getattr(self, name)
             if isinstance(value, tuple):
                 setattr(self, name, list(value))
-        super().__post_init__(**kwargs)
+        try:
+            super().__post_init__(**kwargs)
+        except AttributeError as error:
+            if not isinstance(self.dtype, str):
+                raise
+            raise ValueError(f"`dtype` must name a dtype of torch, got {self.dtype!r}") from error
         self.check()
         if layers is not None and layers != self.num_hidden_layers:
             raise ValueError(
@@ -194,8 +199,23 @@ class ReformerConfig(PreTrainedConfig):
     def get_config_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The fields that a checkpoint's `config.json` gives, read as ours if need be."""
-        fields, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        """The fields that a checkpoint's `config.json` gives, read as ours if need be.
+
+        Raises:
+            ValueError: the file is missing, does not hold the fields of a model, or those of
+                another model.
+        """
+        try:
+            fields, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        except (AttributeError, TypeError) as error:
+            raise ValueError(
+                f"`config.json` of {pretrained_model_name_or_path} must hold a JSON object: {error}"
+            ) from error
+        if "model_type" not in fields:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} must have a `config.json` with a `model_type`, "
+                f"got {'no such field' if fields else 'no such file, or an empty one'}"
+            )
         return cls._read(fields, kwargs), unused
 
     @classmethod

@@ -26,7 +26,6 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 
 import reformer_hf
@@ -161,7 +160,7 @@ def load_converted(
             state_dict=weights,
             output_loading_info=True,
         )
-    except (SafetensorError, UnpicklingError, EOFError, RuntimeError) as error:
+    except (UnpicklingError, EOFError, RuntimeError) as error:
         raise ValueError(
             f"checkpoint: expected weights that fit and can be read: {error}"
         ) from error

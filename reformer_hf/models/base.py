@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -14,6 +18,7 @@ from reformer_hf.layers.embeddings import (
     LearnedPositionEmbeddings,
     PositionedInputs,
 )
+from reformer_hf.models.checkpoint_files import CheckpointFiles
 from reformer_hf.ops.padding import Padding
 
 
@@ -44,6 +49,30 @@ class ReformerPreTrainedModel(PreTrainedModel):
             )
         config.check()
         super().__init__(config)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
+        *model_args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """transformers' `from_pretrained`, for safetensors only and with a look at the files.
+
+        Raises:
+            ValueError: weights are pickled, or a weight file or its index is truncated, damaged or
+                missing; with the file's name. See :mod:`reformer_hf.models.checkpoint_files`.
+        """
+        names = (cls.__name__, cls.config_class.__name__)
+        files = CheckpointFiles(pretrained_model_name_or_path, kwargs, *names)
+        files.check()
+        try:
+            return super().from_pretrained(
+                pretrained_model_name_or_path, *model_args, **files.options
+            )
+        except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
+            files.explain(error)
+            raise
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -28,8 +28,8 @@ class AttentionWindow:
             itself and its neighbours on that ring.
         before: how far back a token sees: tokens (``window``) or chunks (``chunk``).
         after: how far ahead, likewise.
-        chunk_length: sorted tokens of one chunk. In the ``window`` pattern it only sets the size of
-            the tiles that are processed together and changes no result.
+        chunk_length: sorted tokens of one chunk. In the ``window`` pattern it changes nothing: how
+            many tokens are processed together is a backend's own affair.
         causal: a token sees no later position. In the ``window`` pattern this is ``after = 0``,
             because tokens of one bucket stand in the order of their positions.
         exclude_self: a token sees itself only if it sees nothing else (shared queries and keys).

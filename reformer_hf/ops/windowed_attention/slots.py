@@ -1,14 +1,22 @@
 """Sorted slots: which token stands in which slot, and which slots see each other.
 
 The vectorised backend works on *passes*. In the ``window`` pattern a pass is one hash round; in
-the ``chunk`` pattern it is the ring of all rounds' chunks. Either way a pass is a line of ``L``
-query slots, cut into tiles of ``C``, in a line of ``P = before + L + after`` key slots, and tile
-``t`` may see the key slots ``t C .. t C + K`` with ``K = before + C + after``.
+the ``chunk`` pattern it is the ring of all rounds' chunks. In a pass the tokens of one row and head
+(a *slice*) stand in ``slots`` sorted slots, with ``before`` slots in front of them and at least
+``after`` behind them, which belong to nobody in a window and repeat the ring's other end in a ring.
+
+The slices of a group stand behind one another in one :class:`Line`, ``stride`` slots each, cut
+into tiles of ``C`` query slots. Tile ``t`` of the line holds the queries in the slots
+``t C + before .. t C + before + C`` and may see the keys in the slots ``t C .. t C + K`` with
+``K = before + C + after``: the same for all tiles, wherever a slice begins. Queries in slots that
+belong to nobody see nothing that matters, and nobody asks for them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,33 +25,59 @@ from torch.nn.functional import pad
 from reformer_hf.ops.sorting import identity_order, spaced_rank
 from reformer_hf.ops.windowed_attention.call import SELF_SCORE, WindowedAttentionCall
 
-# Tag of a slot that holds no token: its distance to every other tag is outside all windows.
-_NOWHERE = 1 << 29
+# Tag of a slot that belongs to nobody; buckets and positions are not negative.
+_NOBODY = -1
+# Times the number of buckets between query and key, it is taken from their score: far above every
+# score even for one bucket, and finite for as many as there can be.
+_FAR = 1e30
+_MIN_TILE, _MAX_TILE = 16, 128
 
 
 @dataclass(frozen=True)
-class Pass:
-    """One pass over a group of ``G`` slices (a slice is one row and head).
+class Group:
+    """Slices that are processed together: some heads of one row, or all heads of some rows."""
 
-    The leading size is 1 instead of ``G`` where the whole group shares the order.
+    rows: slice
+    heads: slice
+
+    @property
+    def size(self) -> int:
+        """Number of slices, ``G``."""
+        return (self.rows.stop - self.rows.start) * (self.heads.stop - self.heads.start)
+
+    def select(self, x: Tensor) -> Tensor:
+        """The group's part ``[b, h, ..]`` of ``[B, H, ..]``; a view."""
+        return x[self.rows, self.heads]
+
+    def select_order(self, x: Tensor) -> Tensor:
+        """The group's part ``[G, ..]`` of ``[B', H', ..]``, where 1 stands for all."""
+        part = x if x.shape[0] == 1 else x[self.rows]
+        part = part if x.shape[1] == 1 else part[:, self.heads]
+        rows, heads = self.rows.stop - self.rows.start, self.heads.stop - self.heads.start
+        return part.expand(rows, heads, *x.shape[2:]).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One pass over a group of ``G`` slices, as a line of ``S = G * stride + K`` slots.
 
     Attributes:
-        key_token: ``[G, P]`` int64, the token in each key slot (0 where there is none).
-        query_token: ``[G, L]`` int64, likewise for the query slots.
-        query_tag, key_tag: ``[G, 1, L]`` and ``[G, 1, P]`` int32, from which visibility is decided.
-        query_votes, key_votes: ``[G, R, L]`` and ``[G, R, P]`` int32, where the token stands in
-            every round; ``None`` where duplicates count.
-        query_round: ``[L]`` int32, the hash round of each query slot.
-        slot_of_token: ``[G, copies, N]`` int64, the query slots in which a token stands.
+        row: ``[S]`` int64, which row of the tokens ``[B N H, D]`` stands in each slot (any where
+            there is no token).
+        tag: ``[S]``, from which visibility is decided: buckets in fp32 or fp64 (``window``) or
+            positions in int32 (``chunk``).
+        token: ``[G, stride]`` int64, position of the token in each slot.
+        hash_round: ``[stride]`` int32, hash round of each slot.
+        votes: ``[R, S]`` int32, where the token stands in every round; ``None`` where duplicates
+            count.
+        slot_of_token: ``[copies, G, N]`` int64, the slots of the line in which a token stands.
     """
 
-    key_token: Tensor
-    query_token: Tensor
-    query_tag: Tensor
-    key_tag: Tensor
-    query_votes: Tensor | None
-    key_votes: Tensor | None
-    query_round: Tensor
+    row: Tensor
+    tag: Tensor
+    token: Tensor
+    hash_round: Tensor
+    votes: Tensor | None
     slot_of_token: Tensor
 
 
@@ -51,151 +85,202 @@ class SlotLayout:
     """The passes of one call, and the rules of visibility within them.
 
     Attributes:
-        length, slots: tokens ``N`` and query slots ``L`` of a pass.
-        tile, num_tiles: ``C`` and ``T = L / C``.
+        length, slots: tokens ``N``, and query slots of a slice.
+        tile: ``C``.
         before, after: key slots before and after a tile.
+        num_keys: key slots that a tile may see, ``K``.
+        stride: slots of a slice in a line, a multiple of ``C``.
         num_passes: passes over the slots.
     """
 
     def __init__(self, call: WindowedAttentionCall) -> None:
         window = call.window
-        batch, heads, length, _ = call.query.shape
-        device = call.query.device
+        self.batch, self.heads, self.length, _ = call.query.shape
+        length, device = self.length, call.query.device
         self.window = window
         self.is_ring = window.pattern == "chunk"
-        self.length = length
-        # The chunks of a ring are part of its definition; tiles of a window can be cut short.
-        self.tile = window.chunk_length if self.is_ring else min(window.chunk_length, length)
+        self._real = call.real
         self._order = call.order or identity_order(length, device)
+        self._wide = torch.float64 if call.query.dtype == torch.float64 else torch.float32
         rounds = self._order.num_hashes
-        self._round_slots = -(-length // self.tile) * self.tile
-        self.slots = self._round_slots * (rounds if self.is_ring else 1)
-        self.num_tiles = self.slots // self.tile
-        # No two tokens of a bucket are further apart than the sequence is long.
-        self.before = window.before * self.tile if self.is_ring else min(window.before, length - 1)
-        self.after = window.after * self.tile if self.is_ring else min(window.after, length - 1)
-        self.num_passes = 1 if self.is_ring else rounds
-
-        def per_slice(x: Tensor) -> Tensor:
-            if x.shape[0] == 1 and x.shape[1] == 1:
-                return x.flatten(0, 1)
-            return x.expand(batch, heads, -1, -1).reshape(batch * heads, *x.shape[2:])
-
-        self._token = per_slice(self._order.order)
-        self._rank = per_slice(self._order.rank)
-        self._real: Tensor | None = None
         if self.is_ring:
-            if call.real is not None:
-                self._real = call.real.unsqueeze(1).expand(-1, heads, -1).reshape(-1, length)
-            first_chunk = torch.arange(rounds, device=device) * (self._round_slots // self.tile)
-            self._place = self._rank // self.tile + first_chunk.unsqueeze(-1)
+            # The chunks of a ring are part of its definition.
+            self.tile = window.chunk_length
+            self.before, self.after = window.before * self.tile, window.after * self.tile
+            self._round_slots = -(-length // self.tile) * self.tile
+            self.slots = self._round_slots * rounds
+            self.num_passes = 1
         else:
-            # Doubled, so that the middle of every window is a whole number.
-            self._place = 2 * per_slice(spaced_rank(self._order, max(self.before, self.after) + 1))
+            # No two tokens of a bucket are further apart than the sequence is long.
+            self.before, self.after = min(window.before, length - 1), min(window.after, length - 1)
+            self.tile = min(_tile_for_reach(self.before + self.after), length)
+            self._round_slots = self.slots = length
+            self.num_passes = rounds
+        self.num_keys = self.before + self.tile + self.after
+        self.stride = -(-(self.before + self.slots + self.after) // self.tile) * self.tile
+        first_row = torch.arange(self.batch, device=device).view(-1, 1) * (length * self.heads)
+        self._first_row = first_row + torch.arange(self.heads, device=device)
 
-    @property
-    def shared(self) -> bool:
-        """All slices share the order and the visibility."""
-        return self._token.shape[0] == 1 and self._real is None
+    def groups(self, slices: int) -> Iterator[Group]:
+        """All slices, about ``slices`` at a time."""
+        if slices >= self.heads:
+            step = slices // self.heads
+            for start in range(0, self.batch, step):
+                yield Group(slice(start, min(start + step, self.batch)), slice(0, self.heads))
+            return
+        for row in range(self.batch):
+            for head in range(0, self.heads, slices):
+                stop = min(head + slices, self.heads)
+                yield Group(slice(row, row + 1), slice(head, stop))
 
-    @property
-    def num_keys(self) -> int:
-        """Key slots that a tile may see, ``K``."""
-        return self.before + self.tile + self.after
+    def build(self, index: int, group: Group) -> Line:
+        """Pass ``index`` of a group."""
+        return (self._ring_line if self.is_ring else self._window_line)(index, group)
 
-    def build(self, index: int, start: int, stop: int) -> Pass:
-        """Pass ``index`` of the slices ``start:stop``."""
-        return (self._ring_pass if self.is_ring else self._window_pass)(index, start, stop)
+    def _line(self, x: Tensor, value: float) -> Tensor:
+        """``[.., G, n]`` numbers by slot as a line ``[.., S]``, filled up with ``value``."""
+        x = pad(x, (0, self.stride - x.shape[-1]), value=value)
+        return pad(x.flatten(-2), (0, self.num_keys), value=value)
 
-    def _select(self, x: Tensor, start: int, stop: int) -> Tensor:
-        return x if x.shape[0] == 1 else x[start:stop]
-
-    def _votes(self, token: Tensor, start: int, stop: int) -> Tensor | None:
-        """Where the tokens stand in every round, ``[G, R, slots]``, if that matters."""
-        if self.window.count_duplicates or (self._place.shape[1] == 1 and not self.is_ring):
-            return None
-        place = self._select(self._place, start, stop)
-        index = token.unsqueeze(1).expand(-1, place.shape[1], -1)
-        return place.gather(-1, index).to(torch.int32)
-
-    def _window_pass(self, index: int, start: int, stop: int) -> Pass:
-        token = self._select(self._token, start, stop)[:, index]
-        tag = self._select(self._place, start, stop)[:, index].gather(-1, token)
-        tag = tag.unsqueeze(1).to(torch.int32)
-        votes = self._votes(token, start, stop)
-        tail = self.slots - self.length
-        before, after = self.before, self.after + tail
-        return Pass(
-            key_token=pad(token, (before, after)),
-            query_token=pad(token, (0, tail)),
-            query_tag=pad(tag, (0, tail), value=-_NOWHERE),
-            key_tag=pad(tag, (before, after), value=_NOWHERE),
-            query_votes=None if votes is None else pad(votes, (0, tail)),
-            key_votes=None if votes is None else pad(votes, (before, after)),
-            query_round=tag.new_full((self.slots,), index),
-            slot_of_token=self._select(self._rank, start, stop)[:, index : index + 1],
+    def _finish(
+        self, group: Group, token: Tensor, tag: Tensor, hash_round: Tensor, slots: Tensor
+    ) -> Line:
+        """A line from ``[G, n]`` tokens and tags by slot and ``[copies, G, N]`` slots."""
+        first_slot = torch.arange(group.size, device=token.device).view(-1, 1) * self.stride
+        row = group.select(self._first_row).reshape(-1, 1) + token * self.heads
+        tail = (0, self.stride - token.shape[-1])
+        return Line(
+            row=self._line(row, 0),
+            tag=self._line(tag, _NOBODY),
+            token=pad(token, tail),
+            hash_round=pad(hash_round, tail),
+            votes=self._votes(group, token),
+            slot_of_token=slots + first_slot,
         )
 
-    def _ring_pass(self, index: int, start: int, stop: int) -> Pass:
+    def _window_line(self, index: int, group: Group) -> Line:
+        token = group.select_order(self._order.order[:, :, index])
+        tag = group.select_order(self._order.bucket[:, :, index]).gather(1, token).to(self._wide)
+        front = (self.before, 0)
+        slots = group.select_order(self._order.rank[:, :, index]) + self.before
+        hash_round = torch.full(
+            (self.before + self.slots,), index, dtype=torch.int32, device=token.device
+        )
+        token, tag = pad(token, front), pad(tag, front, value=_NOBODY)
+        return self._finish(group, token, tag, hash_round, slots.unsqueeze(0))
+
+    def _ring_line(self, index: int, group: Group) -> Line:
         """The tags are positions; those of padding and of empty slots are below all positions."""
         del index
-        per_round = self._select(self._token, start, stop)
+        per_round = group.select_order(self._order.order)
         rounds = per_round.shape[1]
-        tail = self._round_slots - self.length
-        token = pad(per_round, (0, tail)).flatten(1)
-        tag = pad(per_round, (0, tail), value=-1).flatten(1)
+        tail = (0, self._round_slots - self.length)
+        token = pad(per_round, tail).flatten(1)
+        tag = pad(per_round, tail, value=_NOBODY).flatten(1)
         if self._real is not None:
-            real = self._real[start:stop].unsqueeze(1).expand(-1, rounds, -1)
-            real = real.gather(-1, per_round.expand(real.shape[0], -1, -1))
+            real = group.select_order(self._real.unsqueeze(1)).unsqueeze(1).expand(-1, rounds, -1)
+            real = real.gather(-1, per_round)
             # Distinct from one another, so that a padding token still recognises itself.
-            tag = torch.where(pad(real, (0, tail)).flatten(1), tag, -2 - tag)
+            tag = torch.where(pad(real, tail).flatten(1), tag, _NOBODY - 1 - tag)
         ring = torch.arange(-self.before, self.slots + self.after, device=token.device)
         ring = ring.remainder(self.slots)
         first = torch.arange(rounds, device=token.device).view(1, -1, 1) * self._round_slots
-        key_token = token[:, ring]
-        tag = tag.unsqueeze(1).to(torch.int32)
-        return Pass(
-            key_token=key_token,
-            query_token=token,
-            query_tag=tag,
-            key_tag=tag[:, :, ring],
-            query_votes=self._votes(token, start, stop),
-            key_votes=self._votes(key_token, start, stop),
-            query_round=(ring[self.before : self.before + self.slots] // self._round_slots).to(
-                torch.int32
-            ),
-            slot_of_token=self._select(self._rank, start, stop) + first,
+        slots = group.select_order(self._order.rank) + first + self.before
+        return self._finish(
+            group,
+            token[:, ring],
+            tag.to(torch.int32)[:, ring],
+            (ring // self._round_slots).to(torch.int32),
+            slots.transpose(0, 1),
         )
 
+    # ---- who sees whom ----
+
+    @cached_property
+    def _place(self) -> Tensor:
+        """``[B', H', R, N]``: from which it is seen whether two tokens meet in a round."""
+        if self.is_ring:
+            first_chunk = torch.arange(self._order.num_hashes, device=self._order.rank.device)
+            per_round = self._round_slots // self.tile
+            return self._order.rank // self.tile + (first_chunk * per_round).unsqueeze(-1)
+        # Doubled, so that the middle of every window is a whole number.
+        return 2 * spaced_rank(self._order, max(self.before, self.after) + 1)
+
+    def _votes(self, group: Group, token: Tensor) -> Tensor | None:
+        """Where the tokens ``[G, n]`` stand in every round, ``[R, S]``, if that matters."""
+        if self.window.count_duplicates or (self._order.num_hashes == 1 and not self.is_ring):
+            return None
+        place = group.select_order(self._place)
+        place = place.gather(-1, token.unsqueeze(1).expand(-1, place.shape[1], -1))
+        return self._line(place.transpose(0, 1).to(torch.int32), 0)
+
+    def by_slot(self, x: Tensor, line: Line, fill: float) -> Tensor:
+        """``[G, N]`` numbers by token as a line ``[S]``, with ``fill`` in slots of nobody."""
+        group = x.shape[0]
+        out = x.new_full((group * self.stride + self.num_keys,), fill)
+        for slots in line.slot_of_token:
+            out[slots] = x
+        return out
+
+    def query_slots(self, first: int, last: int) -> slice:
+        """The slots of a line in which the queries of the tiles ``first:last`` stand."""
+        return slice(first * self.tile + self.before, last * self.tile + self.before)
+
+    def key_slots(self, first: int, last: int) -> slice:
+        """The slots of a line in which the keys of the tiles ``first:last`` stand."""
+        return slice(first * self.tile, (last - 1) * self.tile + self.num_keys)
+
     def query_tiles(self, x: Tensor, first: int, last: int) -> Tensor:
-        """``[.., L]`` numbers per query slot as ``[.., T', C, 1]`` for the tiles ``first:last``."""
-        part = x[..., first * self.tile : last * self.tile]
-        return part.unflatten(-1, (last - first, self.tile)).unsqueeze(-1)
+        """``[S]`` numbers by slot as ``[T', C, 1]`` for the tiles ``first:last``."""
+        return x[self.query_slots(first, last)].view(last - first, self.tile, 1)
 
     def key_tiles(self, x: Tensor, first: int, last: int) -> Tensor:
-        """``[.., P]`` numbers per key slot as an overlapping view ``[.., T', 1, K]``."""
-        part = x[..., first * self.tile : (last - 1) * self.tile + self.num_keys]
-        return part.unfold(-1, self.num_keys, self.tile).unsqueeze(-2)
+        """``[S]`` numbers by slot as an overlapping view ``[T', 1, K]``."""
+        return x[self.key_slots(first, last)].unfold(-1, self.num_keys, self.tile).unsqueeze(1)
 
-    def mask_scores_(self, scores: Tensor, part: Pass, first: int, last: int) -> Tensor:
-        """Put ``-inf`` where a query does not see a key, in place.
+    @cached_property
+    def band(self) -> Tensor | None:
+        """``[C, K]``: 0 where a key slot is within the window of a query slot, else ``-inf``.
+
+        ``None`` for a ring, where a tile sees all its keys.
+        """
+        if self.is_ring:
+            return None
+        query = torch.arange(self.tile, device=self._order.rank.device).unsqueeze(-1)
+        key = torch.arange(self.num_keys, device=query.device)
+        outside = (key < query) | (key > query + self.before + self.after)
+        return torch.zeros(outside.shape, dtype=self._wide, device=query.device).masked_fill_(
+            outside, -torch.inf
+        )
+
+    def mask_scores_(
+        self, scores: Tensor, gap: Tensor, line: Line, first: int, last: int
+    ) -> Tensor:
+        """Take from the scores of pairs that do not see each other more than they can have.
+
+        In place; everything is arithmetic, because comparisons and selections are many times
+        slower on a CPU.
 
         Args:
-            scores: ``[G, T', C, K]`` for the tiles ``first:last``.
-            part: the pass.
+            scores: ``[T', C, K]`` for the tiles ``first:last``, already outside the band.
+            gap: scratch memory of that shape.
+            line: the pass.
             first: first tile.
             last: one past the last tile.
         """
-        query_tag = self.query_tiles(part.query_tag[:, 0], first, last)
-        key_tag = self.key_tiles(part.key_tag[:, 0], first, last)
+        query_tag = self.query_tiles(line.tag, first, last)
+        key_tag = self.key_tiles(line.tag, first, last)
         if self.is_ring:
             self._mask_ring_(scores, query_tag, key_tag)
         else:
-            distance = (query_tag - (self.before - self.after)) - key_tag
-            scores.masked_fill_(distance.abs_() > self.before + self.after, -torch.inf)
+            # Up to its own slot a query finds its bucket or lower ones, behind it also higher ones.
+            torch.sub(key_tag, query_tag, out=gap)
+            if self.after:
+                gap.abs_().neg_()
+            scores.add_(gap, alpha=_FAR)
             if self.window.exclude_self:
                 scores.diagonal(self.before, dim1=-2, dim2=-1).fill_(SELF_SCORE)
-        votes = self._count_votes(part, first, last)
+        votes = self._count_votes(line, first, last)
         if votes is not None:
             scores -= votes.to(scores.dtype).log_()
         return scores
@@ -207,49 +292,43 @@ class SlotLayout:
             hidden = hidden | (key_tag > query_tag)
         scores.masked_fill_(hidden, -torch.inf)
         if self.window.exclude_self:
-            scores.masked_fill_((key_tag == query_tag) & (query_tag != -1), SELF_SCORE)
+            scores.masked_fill_((key_tag == query_tag) & (query_tag != _NOBODY), SELF_SCORE)
 
-    def _count_votes(self, part: Pass, first: int, last: int) -> Tensor | None:
-        """``[G, T', C, K]``: in how many slots, over all rounds, the query meets the key."""
-        if part.query_votes is None or part.key_votes is None:
+    def _count_votes(self, line: Line, first: int, last: int) -> Tensor | None:
+        """``[T', C, K]``: in how many slots, over all rounds, the query meets the key."""
+        if line.votes is None:
             return None
-        window, rounds = self.window, part.query_votes.shape[1]
+        window = self.window
+        num_tiles = self.slots // self.tile
         votes: Tensor | None = None
-        for r in range(rounds):
-            query = self.query_tiles(part.query_votes[:, r], first, last)
+        for own in line.votes:
+            query = self.query_tiles(own, first, last)
             if self.is_ring:
-                for other in range(rounds):
-                    step = query - self.key_tiles(part.key_votes[:, other], first, last)
+                for other in line.votes:
+                    step = query - self.key_tiles(other, first, last)
                     for shift in range(-window.after, window.before + 1):
-                        met = ((step - shift).remainder_(self.num_tiles) == 0).to(torch.int32)
+                        met = ((step - shift).remainder_(num_tiles) == 0).to(torch.int32)
                         votes = met if votes is None else votes.add_(met)
             else:
-                distance = (query - (self.before - self.after)) - self.key_tiles(
-                    part.key_votes[:, r], first, last
-                )
-                met = (distance.abs_() <= self.before + self.after).to(torch.int32)
+                reach = self.before + self.after
+                distance = (query - (self.before - self.after)) - self.key_tiles(own, first, last)
+                # 1 where |distance| <= reach, else 0.
+                met = distance.abs_().neg_().add_(reach + 1).clamp_(0, 1)
                 votes = met if votes is None else votes.add_(met)
         return None if votes is None else votes.clamp_(min=1)
 
     def fold_keys(self, x: Tensor) -> Tensor:
-        """Sum gradients of key slots ``[G, P', D]`` (``P' >= P``) into query slots ``[G, L, D]``.
+        """A line ``[S, D]`` in which every slot also holds what its repetitions in a ring held."""
+        if not self.is_ring or not (self.before or self.after):
+            return x
+        lines = x[: x.shape[0] - self.num_keys].view(-1, self.stride, x.shape[-1])
+        ring = torch.arange(-self.before, self.slots + self.after, device=x.device)
+        place = ring.remainder(self.slots) + self.before
+        outside = torch.cat((ring[: self.before], ring[self.before + self.slots :])) + self.before
+        lines.index_add_(1, place[outside], lines[:, outside])
+        return x
 
-        Slots before the first and after the last tile wrap around in a ring and are nobody's
-        otherwise.
-        """
-        folded = x[:, self.before : self.before + self.slots]
-        if self.is_ring and (self.before or self.after):
-            folded = folded.clone()
-            outside = torch.arange(-self.before, self.slots + self.after, device=x.device)
-            outside = torch.cat(
-                (outside[: self.before], outside[self.before + self.slots :])
-            ).remainder_(self.slots)
-            rows = torch.cat(
-                (
-                    x[:, : self.before],
-                    x[:, self.before + self.slots : self.before + self.slots + self.after],
-                ),
-                dim=1,
-            )
-            folded.index_add_(1, outside, rows)
-        return folded
+
+def _tile_for_reach(reach: int) -> int:
+    """A tile of about half the window: a smaller one multiplies slower, a larger one in vain."""
+    return min(_MAX_TILE, max(_MIN_TILE, 1 << max(0, (reach // 2 - 1).bit_length())))

@@ -2,8 +2,8 @@
 
 No ``N x N`` tensor is formed. The sorted tokens of a row and head are cut into tiles of ``C``
 queries, and the keys of a tile are read through an overlapping strided view of the gathered keys,
-so that the look-back is not copied. Work proceeds in groups of tiles whose scores stay in the
-processor's cache.
+so that the look-back is not copied. Work proceeds in blocks of tiles that are gathered, multiplied
+and reduced while they stay in the processor's cache.
 
 The backward pass is written by hand from ``q, k, v, o, lse`` and the order (nothing else is kept):
 with ``lse`` merged over the rounds,
@@ -28,12 +28,16 @@ from reformer_hf.ops.windowed_attention.call import (
     inverse_key_norm,
 )
 from reformer_hf.ops.windowed_attention.dropout import keep_mask, key_codes, query_codes
-from reformer_hf.ops.windowed_attention.slots import Pass, SlotLayout
+from reformer_hf.ops.windowed_attention.slots import Group, Line, SlotLayout
 
-# Scores formed at a time: 2 MiB in fp32, about the level-2 caches of two cores.
-_SCORE_ELEMENTS = 1 << 19
-# Stands in for minus infinity where minus infinity would be subtracted from itself.
-_FLOOR = -1e30
+# Scores formed at a time: 1 MiB in fp32, which with what they are made of fits into the level-2
+# caches of two cores.
+_SCORE_ELEMENTS = 1 << 18
+# Numbers of one kind (queries, say) of the slices that share a line, unless one slice has more.
+_LINE_ELEMENTS = 1 << 20
+# Below every real score and above those of pairs that do not see each other.
+_FLOOR = -1e20
+_LOG2_E = math.log2(math.e)
 
 
 def unsupported(call: WindowedAttentionCall) -> str | None:
@@ -47,43 +51,34 @@ def _rows(x: Tensor) -> Tensor:
     return x.transpose(1, 2).reshape(-1, x.shape[-1])
 
 
-def _like_heads(rows: Tensor, x: Tensor) -> Tensor:
-    """The inverse of :func:`_rows`, for rows in the shape of ``x``."""
-    batch, heads, length, _ = x.shape
-    return rows.view(batch, length, heads, -1).transpose(1, 2)
+def _empty_heads(x: Tensor) -> Tensor:
+    """Memory like ``[B, H, N, D]``, but laid out as ``[B, N, H, D]``."""
+    batch, heads, length, size = x.shape
+    return x.new_empty((batch, length, heads, size)).transpose(1, 2)
 
 
-class _Slices:
-    """Groups of rows-and-heads, and where their tokens lie among :func:`_rows`."""
+def _row_sums(weights: Tensor) -> Tensor:
+    """Sums over the keys ``[.., K]``, with the last dimension kept.
 
-    def __init__(self, query: Tensor, layout: SlotLayout) -> None:
-        batch, heads, length, _ = query.shape
-        device = query.device
-        first_row = torch.arange(batch, device=device).view(-1, 1) * (length * heads)
-        self._first = (first_row + torch.arange(heads, device=device)).view(-1, 1)
-        self._stride = heads
-        self._count = batch * heads
-        self._size = max(1, _SCORE_ELEMENTS // (layout.slots * layout.num_keys))
-        self._tiles_at_once = max(1, _SCORE_ELEMENTS // (layout.tile * layout.num_keys))
-        self._num_tiles = layout.num_tiles
+    The same wherever in the row the keys stand: later tokens move the tiles of a sorted order, and
+    partial sums in fp32 would round differently then. A residual grid and the hashes of the next
+    layer make visible changes of earlier outputs out of that.
+    """
+    wide = weights.dtype if weights.device.type == "mps" else torch.float64
+    return weights.sum(dim=-1, keepdim=True, dtype=wide).to(weights.dtype)
 
-    def groups(self) -> Iterator[tuple[int, int]]:
-        """Ranges of slices that are processed together."""
-        for start in range(0, self._count, self._size):
-            yield start, min(start + self._size, self._count)
 
-    def tiles(self) -> Iterator[tuple[int, int]]:
-        """Ranges of tiles that are processed together."""
-        for first in range(0, self._num_tiles, self._tiles_at_once):
-            yield first, min(first + self._tiles_at_once, self._num_tiles)
+def _exp_(x: Tensor) -> Tensor:
+    """``exp(x)`` in place, as a power of two.
 
-    def rows(self, start: int, stop: int, token: Tensor) -> Tensor:
-        """Row numbers ``[G, ..]`` of the tokens ``[G or 1, ..]`` of the slices ``start:stop``."""
-        return self._first[start:stop] + token * self._stride
+    On a CPU ``exp`` is a library call that takes 5 to 50 times as long where its argument is
+    minus infinity or its result too small for a normal number, as most masked scores are.
+    """
+    return x.mul_(_LOG2_E).exp2_()
 
 
 class _Scratch:
-    """Buffers that are used again for every group of tiles, instead of fresh memory each time.
+    """Buffers that are used again for every block of tiles, instead of fresh memory each time.
 
     Fresh memory is expensive on a CPU: the operating system maps and clears it page by page.
     """
@@ -113,25 +108,6 @@ class _Scratch:
         return torch.bmm(a, b, out=out)
 
 
-def _row_sums(weights: Tensor) -> Tensor:
-    """Sums over the keys ``[.., K]``, with the last dimension kept.
-
-    The same wherever in the row the keys stand: later tokens move the tiles of a sorted order, and
-    partial sums in fp32 would round differently then. A residual grid and the hashes of the next
-    layer make visible changes of earlier outputs out of that.
-    """
-    wide = weights.dtype if weights.device.type == "mps" else torch.float64
-    return weights.sum(dim=-1, keepdim=True, dtype=wide).to(weights.dtype)
-
-
-def _take_slots(x: Tensor, slot_of_token: Tensor) -> Tensor:
-    """``[G, L, ..]`` by slot into ``[G, copies, N, ..]`` by token."""
-    group, slots = x.shape[:2]
-    first = torch.arange(group, device=x.device).view(-1, 1, 1) * slots
-    index = first + slot_of_token
-    return x.reshape(group * slots, -1).index_select(0, index.reshape(-1)).view(*index.shape, -1)
-
-
 class _Kernel:
     """The two walks over all tiles, forward and backward, of one call."""
 
@@ -139,255 +115,296 @@ class _Kernel:
         self.call = call
         self.window = call.window
         self.layout = SlotLayout(call)
-        self.slices = _Slices(call.query, self.layout)
         self.wide = torch.float64 if call.query.dtype == torch.float64 else torch.float32
         self.query_rows = _rows(call.query)
         self.key_rows = None if call.key is None else _rows(call.key)
         self.value_rows = _rows(call.value)
         self.scratch = _Scratch(call.query.device)
 
-    def _load(self, part: Pass, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Sorted scaled queries ``[G, L, D]``, keys and values ``[G, P, D]``."""
+    def _groups(self) -> Iterator[Group]:
+        size = self.call.query.shape[-1]
+        return self.layout.groups(max(1, _LINE_ELEMENTS // (self.layout.stride * size)))
+
+    def _blocks(self, group: Group) -> Iterator[tuple[int, int]]:
+        """Ranges of tiles of a line that are processed together."""
         layout = self.layout
-        key_index = self.slices.rows(start, stop, part.key_token)
-        gather = self.scratch.gather
-        value = gather("value", self.value_rows, key_index)
+        count = group.size * layout.stride // layout.tile
+        step = max(1, _SCORE_ELEMENTS // (layout.tile * layout.num_keys))
+        for first in range(0, count, step):
+            yield first, min(first + step, count)
+
+    # ---- what a block of tiles consists of ----
+
+    def _query_tiles(self, x: Tensor, first: int, last: int) -> Tensor:
+        """Query slots of a line ``[S, D]`` as ``[T', C, D]``, a view."""
+        return x[self.layout.query_slots(first, last)].view(-1, self.layout.tile, x.shape[-1])
+
+    def _key_tiles(self, x: Tensor, count: int) -> Tensor:
+        """Key slots ``[n, D]`` of ``T'`` tiles as ``[T', K, D]``, an overlapping view."""
+        tile, row = self.layout.tile, x.shape[-1]
+        shape = (count, self.layout.num_keys, row)
+        return x.as_strided(shape, (tile * row, row, 1), x.storage_offset())
+
+    def _load(self, line: Line, first: int, last: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Scaled queries ``[T', C, D]``, keys and values ``[T', K, D]``, in sorted order."""
+        layout, gather = self.layout, self.scratch.gather
+        count = last - first
+        key_row = line.row[layout.key_slots(first, last)]
+        value = gather("value", self.value_rows, key_row)
         if self.key_rows is None:
-            shared = gather("shared", self.query_rows, key_index)
-            query = shared[:, layout.before : layout.before + layout.slots]
+            shared = gather("shared", self.query_rows, key_row)
+            query = shared[layout.before : layout.before + count * layout.tile]
             wide = shared.to(self.wide)
             normed = self.scratch.take("normed", wide.shape, self.wide)
             key = torch.mul(wide, inverse_key_norm(wide), out=normed).to(shared.dtype)
         else:
-            query_index = self.slices.rows(start, stop, part.query_token)
-            query = gather("query", self.query_rows, query_index)
-            key = gather("key", self.key_rows, key_index)
+            query = gather("query", self.query_rows, line.row[layout.query_slots(first, last)])
+            key = gather("key", self.key_rows, key_row)
         if self.call.scale != 1.0:
             query = query * self.call.scale
-        return query, key, value
+        query = query.view(count, layout.tile, -1)
+        return query, self._key_tiles(key, count), self._key_tiles(value, count)
 
-    def _queries(self, x: Tensor, first: int, last: int) -> Tensor:
-        """Query slots ``[G, L, D]`` as tiles ``[G T', C, D]``."""
-        tile = self.layout.tile
-        part = x[:, first * tile : last * tile]
-        return part.reshape(-1, tile, x.shape[-1])
+    def _scores(self, line: Line, query: Tensor, key: Tensor, first: int, last: int) -> Tensor:
+        """``[T', C, K]`` scores, far below all others where a query does not see a key."""
+        layout = self.layout
+        shape = (last - first, layout.tile, layout.num_keys)
+        if layout.band is not None and query.dtype == self.wide:
+            scores = self.scratch.take("scores", shape, self.wide)
+            torch.baddbmm(layout.band.expand(shape), query, key.transpose(1, 2), out=scores)
+        else:
+            scores = self.scratch.bmm("scores", query, key.transpose(1, 2)).to(self.wide)
+            if layout.band is not None:
+                scores += layout.band
+        gap = self.scratch.take("gap", shape, self.wide)
+        return layout.mask_scores_(scores, gap, line, first, last)
 
-    def _keys(self, x: Tensor, first: int, last: int) -> Tensor:
-        """Key slots ``[G, P, D]`` as overlapping tiles ``[G T', K, D]``: for one slice a view."""
-        tile, row = self.layout.tile, x.shape[-1]
-        windows = x.as_strided(
-            (x.shape[0], last - first, self.layout.num_keys, row),
-            (x.stride(0), tile * row, row, 1),
-            x.storage_offset() + first * tile * row,
-        )
-        return windows.reshape(-1, self.layout.num_keys, row)
-
-    def _tile_products(self, name: str, queries: Tensor, keys: Tensor, count: int) -> Tensor:
-        """``[G, T', C, K]`` products of the query slots with the key slots of ``T'`` tiles."""
-        products = self.scratch.bmm(name, queries, keys.transpose(1, 2)).to(self.wide)
-        return products.unflatten(0, (-1, count))
-
-    def _keep(self, part: Pass, start: int, stop: int, first: int, last: int) -> Tensor:
-        """Which pairs of the tiles survive dropout, ``[G, T', C, K]`` bool."""
+    def _codes(self, group: Group, line: Line) -> tuple[Tensor, Tensor]:
+        """Codes of queries and keys ``[S]`` from which dropout is decided."""
         seed, layout = self.window.dropout_seed, self.layout
-        slices = torch.arange(start, stop, device=part.key_token.device).unsqueeze(-1)
-        query = query_codes(seed, slices, part.query_round, part.query_token)
-        key = key_codes(seed, part.key_token)
-        return keep_mask(
-            layout.query_tiles(query, first, last),
-            layout.key_tiles(key, first, last),
-            self.window.dropout,
+        index = torch.arange(layout.batch * layout.heads, device=line.token.device)
+        index = group.select(index.view(layout.batch, layout.heads)).reshape(-1, 1)
+        tail = (0, layout.num_keys)
+        codes = (
+            query_codes(seed, index, line.hash_round, line.token),
+            key_codes(seed, line.token),
         )
+        query, key = (torch.nn.functional.pad(x.flatten(), tail) for x in codes)
+        return query, key
+
+    def _keep(self, codes: tuple[Tensor, Tensor], first: int, last: int) -> Tensor:
+        """``[T', C, K]``: 0 where a pair is dropped, else ``1 / (1 - dropout)``."""
+        query = self.layout.query_tiles(codes[0], first, last)
+        key = self.layout.key_tiles(codes[1], first, last)
+        keep = keep_mask(query, key, self.window.dropout).to(self.wide)
+        return keep.mul_(1.0 / (1.0 - self.window.dropout))
+
+    # ---- forward ----
 
     def forward(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Rows of the output ``[B N H, D]``, and ``lse`` and ``mass`` ``[B, H, N]``.
+        """Output ``[B, H, N, D]``, and ``lse`` and ``mass`` ``[B, H, N]``.
 
         ``mass`` is what ``exp(S - lse)`` sums to: 1, but for tokens that see only themselves, and
         more than once. Their ``lse`` is ``SELF_SCORE`` plus a small logarithm, which fp32 rounds to
         multiples of 1/128. ``None``: no token meets itself more than once.
         """
         call, layout = self.call, self.layout
-        batch, heads, length, _ = call.query.shape
-        out_rows = torch.empty_like(self.value_rows)
-        lse = torch.empty((batch * heads, length), dtype=self.wide, device=call.query.device)
+        out = _empty_heads(call.value)
+        lse = torch.empty(call.query.shape[:3], dtype=self.wide, device=call.query.device)
         mass = torch.empty_like(lse) if layout.is_ring or layout.num_passes > 1 else None
-        tokens = torch.arange(length, device=call.query.device)
-        for start, stop in self.slices.groups():
-            parts = [
-                self._forward_pass(layout.build(index, start, stop), start, stop)
-                for index in range(layout.num_passes)
-            ]
-            out, round_lse, round_mass = (torch.cat(x, dim=1) for x in zip(*parts, strict=True))
-            merged = round_lse[:, 0] if mass is None else round_lse.logsumexp(dim=1)
-            lse[start:stop] = merged
+        for group in self._groups():
+            merged = _RoundMerge(self.scratch)
+            for index in range(layout.num_passes):
+                line = layout.build(index, group)
+                mixed, highest, total = self._forward_pass(line, group)
+                for slots in line.slot_of_token:
+                    merged.add(mixed, highest, total, slots)
+            shape = (*group.select(lse).shape, -1)
+            rows, own_lse, own_mass = merged.finish()
+            group.select(out).copy_(rows.view(shape))
+            group.select(lse).copy_(own_lse.view(shape[:-1]))
             if mass is not None:
-                weight = torch.exp(round_lse - merged.clamp(min=_FLOOR).unsqueeze(1)) * round_mass
-                total = weight.sum(dim=1)
-                mass[start:stop] = total.masked_fill_(total == 0.0, 1.0)
-                out = (out * (weight / total.unsqueeze(1)).unsqueeze(-1)).sum(dim=1)
-            rows = self.slices.rows(start, stop, tokens.view(1, -1))
-            out_rows[rows.view(-1)] = out.reshape(-1, out.shape[-1]).to(out_rows.dtype)
-        if mass is not None:
-            mass = mass.view(batch, heads, length)
-        return out_rows, lse.view(batch, heads, length), mass
+                group.select(mass).copy_(own_mass.view(shape[:-1]))
+        return out, lse, mass
 
-    def _forward_pass(self, part: Pass, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Output ``[G, copies, N, D]``, ``lse`` and mass ``[G, copies, N]`` of one pass."""
-        layout = self.layout
-        query, key, value = self._load(part, start, stop)
-        group, row = query.shape[0], value.shape[-1]
-        out = self.scratch.take("out", (group, layout.slots, row), self.wide)
-        lse = torch.empty((group, layout.slots), dtype=self.wide, device=query.device)
-        mass = torch.empty_like(lse)
-        for first, last in self.slices.tiles():
-            queries, keys = self._queries(query, first, last), self._keys(key, first, last)
-            scores = self._tile_products("scores", queries, keys, last - first)
-            layout.mask_scores_(scores, part, first, last)
-            highest = scores.amax(dim=-1, keepdim=True).clamp_(min=_FLOOR)
-            weights = scores.sub_(highest).exp_()
-            total = _row_sums(weights)
-            if self.window.dropout > 0.0:
-                weights *= self._keep(part, start, stop, first, last)
-                weights *= 1.0 / (1.0 - self.window.dropout)
-            weights = weights.to(value.dtype)
-            slots = slice(first * layout.tile, last * layout.tile)
-            rounded = highest + total.log()
-            lse[:, slots] = rounded.flatten(1)
-            mass[:, slots] = ((highest - rounded.clamp_(min=_FLOOR)).exp_() * total).flatten(1)
-            values = self._keys(value, first, last)
-            mixed = self.scratch.bmm("mixed", weights.flatten(0, 1), values)
-            scale = total.clamp_(min=1e-30).reciprocal_().flatten(1, 2)
-            torch.mul(mixed.view(group, -1, row), scale, out=out[:, slots])
-        copies = part.slot_of_token
-        return (
-            _take_slots(out, copies),
-            _take_slots(lse, copies).squeeze(-1),
-            _take_slots(mass, copies).squeeze(-1),
-        )
+    def _forward_pass(self, line: Line, group: Group) -> tuple[Tensor, Tensor, Tensor]:
+        """Per slot of a line: ``sum_j exp(S_j - m) v_j`` ``[S, D]``, ``m`` and its sum ``[S]``.
+
+        ``m`` is the highest score of the slot. Slots of nobody hold anything.
+        """
+        layout, take = self.layout, self.scratch.take
+        slots = line.row.shape[0]
+        mixed = take("mixed", (slots, self.value_rows.shape[-1]), self.value_rows.dtype)
+        highest, total = (take(name, (slots,), self.wide) for name in ("highest", "total"))
+        codes = self._codes(group, line) if self.window.dropout > 0.0 else None
+        for first, last in self._blocks(group):
+            query, key, value = self._load(line, first, last)
+            scores = self._scores(line, query, key, first, last)
+            top = layout.query_tiles(highest, first, last)
+            torch.amax(scores, dim=-1, keepdim=True, out=top)
+            weights = _exp_(scores.sub_(top.clamp_(min=_FLOOR)))
+            layout.query_tiles(total, first, last).copy_(_row_sums(weights))
+            if codes is not None:
+                weights *= self._keep(codes, first, last)
+            out = self._query_tiles(mixed, first, last)
+            torch.bmm(weights.to(value.dtype), value, out=out)
+        return mixed, highest, total
+
+    # ---- backward ----
 
     def backward(
-        self, grad_rows: Tensor, out_rows: Tensor, lse: Tensor, mass: Tensor | None
+        self, grad_out: Tensor, out: Tensor, lse: Tensor, mass: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Rows of the gradients of query, key (unless shared) and value."""
+        """Gradients of query, key (unless shared) and value."""
         call, layout = self.call, self.layout
-        length = call.query.shape[2]
-        tokens = torch.arange(length, device=call.query.device).view(1, -1)
-        if mass is not None:
-            # P = exp(S - lse) / mass always stands next to dO or delta: let these carry the factor.
-            grad_rows = (grad_rows / _rows(mass.unsqueeze(-1))).to(grad_rows.dtype)
-        delta_rows = (grad_rows.to(self.wide) * out_rows.to(self.wide)).sum(dim=-1, keepdim=True)
-        lse = lse.reshape(-1, length).clamp(min=_FLOOR)
-        grads = [torch.empty_like(self.query_rows)]
-        grads += [torch.empty_like(self.value_rows) for _ in range(1 if call.key is None else 2)]
-        for start, stop in self.slices.groups():
-            total: list[Tensor] | None = None
+        grad_rows = _rows(grad_out)
+        grads = [_empty_heads(call.query), _empty_heads(call.value)]
+        if call.key is not None:
+            grads.insert(1, _empty_heads(call.key))
+        for group in self._groups():
+            own_grad, own_out = (group.select(x).to(self.wide) for x in (grad_out, out))
+            per_token = [
+                group.select(lse).clamp(min=_FLOOR).flatten(0, 1),
+                (own_grad * own_out).sum(dim=-1).flatten(0, 1),
+            ]
+            if mass is not None:
+                # P = exp(S - lse) / mass always stands next to dO or delta: these carry the factor.
+                per_token.append(group.select(mass).reciprocal().flatten(0, 1))
+                per_token[1] *= per_token[2]
+            total: list[Tensor] = []
             for index in range(layout.num_passes):
-                part = layout.build(index, start, stop)
-                by_slot = self._backward_pass(
-                    part, start, stop, grad_rows, delta_rows, lse[start:stop]
-                )
-                by_token = [_take_slots(x, part.slot_of_token) for x in by_slot]
-                summed = [x.sum(dim=1) if x.shape[1] > 1 else x[:, 0] for x in by_token]
-                total = (
-                    summed
-                    if total is None
-                    else [a.add_(b) for a, b in zip(total, summed, strict=True)]
-                )
-            rows = self.slices.rows(start, stop, tokens).view(-1)
-            if total is not None:
-                self._store(grads, rows, [x.flatten(0, 1) for x in total])
-        if call.key is None:
-            return grads[0], None, grads[1]
-        return grads[0], grads[1], grads[2]
+                line = layout.build(index, group)
+                by_slot = self._backward_pass(line, group, grad_rows, per_token)
+                for slots in line.slot_of_token:
+                    for i, x in enumerate(by_slot):
+                        part = self.scratch.gather(
+                            f"part {i}" if total[i:] else f"sum {i}", x, slots
+                        )
+                        if total[i:]:
+                            total[i] += part
+                        else:
+                            total.append(part)
+            self._store(grads, group, total)
+        return grads[0], grads[1] if call.key is not None else None, grads[-1]
 
-    def _store(self, grads: list[Tensor], rows: Tensor, total: list[Tensor]) -> None:
+    def _store(self, grads: list[Tensor], group: Group, total: list[Tensor]) -> None:
+        """Write the sums ``[G, N, D]`` over all rounds to where the gradients belong."""
         grad_query, grad_key, grad_value = total
-        grads[-1][rows] = grad_value.to(grads[-1].dtype)
-        if self.call.key is None:
-            # k = q s with s = (|q|^2 + D eps)^(-1/2), so dq += s (dk - k (k . dk)).
-            query = self.query_rows.index_select(0, rows).to(self.wide)
-            norm = inverse_key_norm(query)
-            key = query * norm
-            along = (key * grad_key).sum(dim=-1, keepdim=True)
-            grad_query = grad_query + norm * (grad_key - key * along)
-        else:
-            grads[1][rows] = grad_key.to(grads[1].dtype)
-        grads[0][rows] = grad_query.to(grads[0].dtype)
-
-    def _backward_pass(
-        self,
-        part: Pass,
-        start: int,
-        stop: int,
-        grad_rows: Tensor,
-        delta_rows: Tensor,
-        lse: Tensor,
-    ) -> list[Tensor]:
-        """Gradients ``[G, L, D]`` by query slot: of the queries, keys and values of one pass."""
-        layout, window = self.layout, self.window
-        query, key, value = self._load(part, start, stop)
-        query_index = self.slices.rows(start, stop, part.query_token)
-        grad_out = self.scratch.gather("grad_out", grad_rows, query_index)
-        delta = self.scratch.gather("delta", delta_rows, query_index)
-        lse = lse.gather(1, part.query_token.expand(lse.shape[0], -1))
-        group, tile = query.shape[0], layout.tile
-        shifts = -(-layout.num_keys // tile)
-        spread = (group, (layout.num_tiles + shifts - 1) * tile)
-        take, row = self.scratch.take, query.shape[-1]
-        grad_query = take("grad_query", (group, layout.slots, row), self.wide)
-        grad_key = take("grad_key", (*spread, row), self.wide).zero_()
-        grad_value = take("grad_value", (*spread, row), self.wide).zero_()
-        for first, last in self.slices.tiles():
-            count = last - first
-            queries, keys = self._queries(query, first, last), self._keys(key, first, last)
-            outs, values = self._queries(grad_out, first, last), self._keys(value, first, last)
-            scores = self._tile_products("scores", queries, keys, count)
-            layout.mask_scores_(scores, part, first, last)
-            weights = scores.sub_(layout.query_tiles(lse, first, last)).exp_()
-            grad_weights = self._tile_products("grad_weights", outs, values, count)
-            kept = weights
-            if window.dropout > 0.0:
-                keep = self._keep(part, start, stop, first, last).to(self.wide)
-                keep *= 1.0 / (1.0 - window.dropout)
-                kept = weights * keep
-                grad_weights *= keep
-            grad_weights -= layout.query_tiles(delta.squeeze(-1), first, last)
-            grad_scores = grad_weights.mul_(weights).to(query.dtype).flatten(0, 1)
-            kept = kept.to(value.dtype).flatten(0, 1)
-            slots = slice(first * tile, last * tile)
-            grad_query[:, slots] = self.scratch.bmm("mixed", grad_scores, keys).view(group, -1, row)
-            bmm = self.scratch.bmm
-            self._spread_(grad_key, bmm("spread", grad_scores.transpose(1, 2), queries), first)
-            self._spread_(grad_value, bmm("spread", kept.transpose(1, 2), outs), first)
         if self.call.scale != 1.0:
             grad_query *= self.call.scale
+        if self.call.key is None:
+            # k = q s with s = (|q|^2 + D eps)^(-1/2), so dq += s (dk - k (k . dk)).
+            query = group.select(self.call.query).to(self.wide).flatten(0, 1)
+            norm = inverse_key_norm(query)
+            key = query * norm
+            grad_key.addcmul_(key, (key * grad_key).sum(dim=-1, keepdim=True), value=-1)
+            grad_query.addcmul_(grad_key, norm)
+            total = [grad_query, grad_value]
+        for grad, x in zip(grads, total, strict=True):
+            target = group.select(grad)
+            target.copy_(x.view(target.shape))
+
+    def _backward_pass(
+        self, line: Line, group: Group, grad_rows: Tensor, per_token: list[Tensor]
+    ) -> list[Tensor]:
+        """Gradients ``[S, D]`` by slot: of the (scaled) queries, keys and values of one pass.
+
+        ``per_token``: ``lse``, ``delta = rowsum(dO * O)`` and, if it matters, ``1 / mass``, each
+        ``[G, N]``.
+        """
+        layout, scratch = self.layout, self.scratch
+        slots, row = line.row.shape[0], self.query_rows.shape[-1]
+        # In slots of nobody exp(S - lse) must vanish whatever stands there.
+        lse, delta, *factor = (
+            layout.by_slot(x, line, fill)
+            for x, fill in zip(per_token, (math.inf, 0.0, 0.0), strict=False)
+        )
+        codes = self._codes(group, line) if self.window.dropout > 0.0 else None
+        grad_query = scratch.take("grad_query", (slots, row), self.wide)
+        grad_key = scratch.take("grad_key", (slots, row), self.wide).zero_()
+        grad_value = scratch.take("grad_value", (slots, row), self.wide).zero_()
+        for first, last in self._blocks(group):
+            query, key, value = self._load(line, first, last)
+            outs = scratch.gather("outs", grad_rows, line.row[layout.query_slots(first, last)])
+            outs = outs.view(query.shape)
+            if factor:
+                outs *= layout.query_tiles(factor[0], first, last)
+            scores = self._scores(line, query, key, first, last)
+            weights = _exp_(scores.sub_(layout.query_tiles(lse, first, last)))
+            grad_weights = scratch.bmm("grad_weights", outs, value.transpose(1, 2)).to(self.wide)
+            kept = weights
+            if codes is not None:
+                keep = self._keep(codes, first, last)
+                kept = weights * keep
+                grad_weights *= keep
+            grad_weights -= layout.query_tiles(delta, first, last)
+            grad_scores = grad_weights.mul_(weights).to(query.dtype)
+            kept = kept.to(value.dtype)
+            if query.dtype == self.wide:
+                torch.bmm(grad_scores, key, out=self._query_tiles(grad_query, first, last))
+            else:
+                self._query_tiles(grad_query, first, last).copy_(
+                    scratch.bmm("grad_queries", grad_scores, key)
+                )
+            self._spread_(
+                grad_key, scratch.bmm("spread", grad_scores.transpose(1, 2), query), first
+            )
+            self._spread_(grad_value, scratch.bmm("spread", kept.transpose(1, 2), outs), first)
         return [grad_query, layout.fold_keys(grad_key), layout.fold_keys(grad_value)]
 
     def _spread_(self, total: Tensor, tiles: Tensor, first: int) -> None:
-        """Add key gradients ``[G T', K, D]`` of overlapping tiles to ``[G, P', D]``, in place."""
+        """Add key gradients ``[T', K, D]`` of overlapping tiles to a line ``[S, D]``, in place."""
         tile, num_keys = self.layout.tile, self.layout.num_keys
-        group, _, row = total.shape
-        tiles = tiles.view(group, -1, num_keys, row)
-        count = tiles.shape[1]
+        count, _, row = tiles.shape
         for offset in range(0, num_keys, tile):
             width = min(tile, num_keys - offset)
             begin = first * tile + offset
-            target = total[:, begin : begin + count * tile].view(group, count, tile, row)
-            target[:, :, :width] += tiles[:, :, offset : offset + width]
+            target = total[begin : begin + count * tile].view(count, tile, row)
+            target[:, :width] += tiles[:, offset : offset + width]
+
+
+class _RoundMerge:
+    """Softmax over the union of what passes have seen, one pass after the other.
+
+    Holds ``m``, ``s = sum exp(S - m)`` and ``a = sum exp(S - m) v`` of every token.
+    """
+
+    def __init__(self, scratch: _Scratch) -> None:
+        self._scratch = scratch
+        self._sums: list[Tensor] = []
+
+    def add(self, mixed: Tensor, highest: Tensor, total: Tensor, slots: Tensor) -> None:
+        """Take in ``a`` ``[S, D]``, ``m`` and ``s`` ``[S]`` of a line, by the slots of tokens."""
+        sums = self._sums
+        name = "part" if sums else "sum"
+        own = self._scratch.gather(name, mixed, slots).to(highest.dtype)
+        own_highest, own_total = highest[slots], total[slots]
+        if not sums:
+            self._sums = [own, own_highest, own_total]
+            return
+        top = torch.maximum(sums[1], own_highest)
+        before, now = _exp_(sums[1] - top), _exp_(own_highest - top)
+        sums[0].mul_(before.unsqueeze(-1)).addcmul_(own, now.unsqueeze(-1))
+        sums[2].mul_(before).addcmul_(own_total, now)
+        sums[1] = top
+
+    def finish(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Output ``[G, N, D]``, and ``lse`` and mass ``[G, N]``."""
+        mixed, highest, total = self._sums
+        nothing = total == 0.0
+        lse = highest + total.log()
+        mass = _exp_(highest - lse.clamp(min=_FLOOR)) * total
+        mixed /= total.masked_fill(nothing, 1.0).unsqueeze(-1)
+        return mixed, lse, mass.masked_fill_(nothing, 1.0)
 
 
 def forward(call: WindowedAttentionCall) -> tuple[Tensor, Tensor, Tensor | None]:
     """See :class:`~reformer_hf.ops.windowed_attention.operators.Kernels`."""
-    out_rows, lse, mass = _Kernel(call).forward()
-    return _like_heads(out_rows, call.query), lse, mass
+    return _Kernel(call).forward()
 
 
 def backward(
     call: WindowedAttentionCall, grad_out: Tensor, out: Tensor, lse: Tensor, mass: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """See :class:`~reformer_hf.ops.windowed_attention.operators.Kernels`."""
-    query_rows, key_rows, value_rows = _Kernel(call).backward(
-        _rows(grad_out), _rows(out), lse, mass
-    )
-    grad_key = None if key_rows is None else _like_heads(key_rows, call.query)
-    return _like_heads(query_rows, call.query), grad_key, _like_heads(value_rows, call.query)
+    return _Kernel(call).backward(grad_out, out, lse, mass)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from reformer_hf.ops.windowed_attention import AttentionWindow, torch_backend
+from reformer_hf.ops.windowed_attention import AttentionWindow, slots, torch_backend
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 
@@ -137,21 +137,32 @@ def test_torch_equals_reference_in_many_more_cases(seed, make_problem):
 
 
 # One slice and one tile at a time; and a few, so that the last group is smaller.
-@pytest.mark.parametrize("elements", [1, 2500])
+@pytest.mark.parametrize("elements", [1, 700, 2500])
 @pytest.mark.parametrize("case", [c for c in CASES if 7 < c.length < 66][:10], ids=str)
 def test_the_sizes_of_groups_and_segments_change_nothing(case, elements, make_problem, monkeypatch):
     monkeypatch.setattr(torch_backend, "_SCORE_ELEMENTS", elements)
+    monkeypatch.setattr(torch_backend, "_LINE_ELEMENTS", elements)
     assert_equals_reference(case.problem(make_problem), TOLERANCE[torch.float64])
 
 
-@pytest.mark.parametrize("chunk_length", [1, 3, 7, 50, 1000])
-def test_tiles_of_a_window_change_nothing(chunk_length, make_problem, make_window):
-    problem = make_problem(50, make_window(before=9, chunk_length=11))
+@pytest.mark.parametrize("after", [0, 4])
+@pytest.mark.parametrize("tile", [1, 3, 7, 50, 1000])
+def test_tiles_of_a_window_change_nothing(tile, after, make_problem, make_window, monkeypatch):
+    problem = make_problem(50, make_window(before=9, after=after))
     expected = problem.solve("torch")
-    window = replace(problem.window, chunk_length=chunk_length)
-    got = replace(problem, window=window).solve("torch")
+    monkeypatch.setattr(slots, "_tile_for_reach", lambda reach: tile)
+    got = problem.solve("torch")
     for name, x in expected.items():
         torch.testing.assert_close(got[name], x, rtol=1e-12, atol=1e-12)
+
+
+def test_chunk_length_changes_no_window(make_problem, make_window):
+    problem = make_problem(50, make_window(before=9, chunk_length=11))
+    expected = problem.solve("torch")
+    for chunk_length in (1, 1000):
+        window = replace(problem.window, chunk_length=chunk_length)
+        for name, x in replace(problem, window=window).solve("torch").items():
+            assert torch.equal(x, expected[name]), name
 
 
 # ---- memory layouts ----

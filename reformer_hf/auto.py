@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import transformers
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
 
 from reformer_hf.checkpoint_conversion import (
     ORIGINAL_MODEL_TYPE,
@@ -43,6 +44,17 @@ _MORE_AUTO_CLASSES: tuple[tuple[str, type[PreTrainedConfig], type[PreTrainedMode
     ("AutoModelForTextEncoding", ReformerConfig, ReformerModel),
 )
 
+# Tables of class names that transformers asks what a model is for: `Trainer`, which labels to shift
+# when it smooths them; a pipeline, whether it serves the model.
+_NAME_TABLES: dict[str, str] = {
+    "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "AutoModelForMaskedLM": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
+    "AutoModelForSequenceClassification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+    "AutoModelForTokenClassification": "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",
+    "AutoModelForQuestionAnswering": "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES",
+    "AutoModelForSeq2SeqLM": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
+}
+
 
 def make_shareable() -> None:
     """Let stock ``save_pretrained`` and ``push_to_hub`` write the facades and an ``auto_map``.
@@ -76,6 +88,10 @@ def register(replace_builtin: bool = False) -> None:
         AutoConfig.register(config.model_type, config, exist_ok=True)
     for auto_name, config, model in (*AUTO_TABLE, *_MORE_AUTO_CLASSES):
         getattr(transformers, auto_name).register(config, model, exist_ok=True)
+    for auto_name, config, model in AUTO_TABLE:
+        if auto_name in _NAME_TABLES:
+            table = getattr(modeling_auto, _NAME_TABLES[auto_name])
+            table[config.model_type] = model.__name__
     register_weight_names()
     replaced = CONFIG_MAPPING[ORIGINAL_MODEL_TYPE] is OriginalReformerConfig
     if replace_builtin and not replaced:

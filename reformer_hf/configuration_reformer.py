@@ -302,6 +302,8 @@ class ReformerSeq2SeqConfig(ReformerConfig):
     """
 
     model_type = "reformer_hf_seq2seq"
+    # `Trainer` would keep the encoder's output of the whole evaluation set.
+    keys_to_ignore_at_inference = ["past_key_values", "encoder_last_hidden_state"]
 
     decoder_attn_layers: list[str] | tuple[str, ...] = ("full", "full", "full")
     max_target_positions: int = 1024

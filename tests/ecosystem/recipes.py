@@ -27,6 +27,8 @@ SHARDED_STEPS = 2
 ROWS, LENGTH = 4, 40
 # Batches of a process that make up one optimizer step.
 ACCUMULATED = 2
+# An interrupted training run: optimizer steps, those that are saved, and the one that is cut off.
+STEPS, SAVED_AT, KILLED_AT = 8, 3, 6
 
 
 def model_and_batch(name: str, **overrides: Any) -> tuple[Head, ReformerPreTrainedModel, Batch]:

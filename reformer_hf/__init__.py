@@ -5,6 +5,7 @@ Importing the package registers its models with transformers' Auto classes.
 """
 
 from reformer_hf.auto import make_shareable, register
+from reformer_hf.cache import ReformerCache, ReformerEncoderDecoderCache
 from reformer_hf.configuration_reformer import ReformerConfig, ReformerSeq2SeqConfig
 from reformer_hf.models.base import ReformerPreTrainedModel
 from reformer_hf.models.causal_lm import ReformerForCausalLM
@@ -19,7 +20,9 @@ from reformer_hf.tokenization import byte_tokenizer, train_bpe_tokenizer
 __version__ = "0.1.0"
 
 __all__ = [
+    "ReformerCache",
     "ReformerConfig",
+    "ReformerEncoderDecoderCache",
     "ReformerForCausalLM",
     "ReformerForConditionalGeneration",
     "ReformerForMaskedLM",

@@ -105,7 +105,8 @@ class ReformerConfig(PreTrainedConfig):
             a head sets it to what the head needs.
         tie_word_embeddings (`bool`, defaults to `True`): the language-model head shares the
             embedding matrix (needs `stream_merge="mean"`).
-        use_cache (`bool`, defaults to `False`): accepted for compatibility.
+        use_cache (`bool`, defaults to `True`): `generate` keeps a memory of earlier tokens. A plain
+            call returns one only if it is asked to.
         pad_token_id, bos_token_id, eos_token_id (`int`, *optional*): special tokens, default 0,
             `None` and 1.
 
@@ -165,7 +166,7 @@ class ReformerConfig(PreTrainedConfig):
     classifier_pooling: str = "mean"
     is_decoder: bool = False
     tie_word_embeddings: bool = True
-    use_cache: bool = False
+    use_cache: bool = True
     pad_token_id: int | None = 0
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = 1

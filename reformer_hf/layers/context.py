@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from torch import Tensor
+from transformers.cache_utils import EncoderDecoderCache
 
+from reformer_hf.cache import ReformerCache
 from reformer_hf.configuration_reformer import DEFAULT_HASH_SEED, ReformerConfig
 from reformer_hf.ops.padding import Padding
 from reformer_hf.ops.seeds import fold_seed, fresh_seed
-
-# Keys and values ``[B, H, M, D]`` of an encoder's output, by decoder layer.
-CrossMemory = dict[int, tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -27,8 +26,11 @@ class ForwardContext:
         num_buckets: overrides the configured number of buckets.
         attentions: if not ``None``, self-attention layers append their weights.
         cross_attentions: if not ``None``, cross-attention layers append theirs.
-        cross_memory: if not ``None``, cross-attention layers keep the keys and values of the
-            encoder's output here, by layer index, and find them here in the next decoding step.
+        planned_lengths: tokens of every row that numbers of buckets are chosen for, if not those
+            of the pass.
+        cache: the memory that new tokens attend to and that they go into.
+        cross_cache: where cross-attention layers keep the keys and values of the encoder's output,
+            and find them in the next decoding step.
     """
 
     padding: Padding | None
@@ -39,7 +41,9 @@ class ForwardContext:
     num_buckets: int | list[int] | None = None
     attentions: list[Tensor] | None = field(default=None, compare=False)
     cross_attentions: list[Tensor] | None = field(default=None, compare=False)
-    cross_memory: CrossMemory | None = field(default=None, compare=False)
+    planned_lengths: tuple[int, ...] | None = None
+    cache: ReformerCache | None = field(default=None, compare=False)
+    cross_cache: EncoderDecoderCache | None = field(default=None, compare=False)
 
 
 def draw_seeds(config: ReformerConfig, training: bool) -> tuple[int, int]:

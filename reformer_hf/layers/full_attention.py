@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.cache_utils import EncoderDecoderCache
 
+from reformer_hf.cache import ReformerCache
 from reformer_hf.configuration_reformer import ReformerSeq2SeqConfig
-from reformer_hf.layers.context import CrossMemory, ForwardContext
+from reformer_hf.layers.context import ForwardContext
 from reformer_hf.layers.heads import HeadMerge, split_heads
 from reformer_hf.layers.norm import StreamLayerNorm
 from reformer_hf.layers.self_attention import SelfAttention
@@ -69,6 +71,22 @@ class FullSelfAttention(SelfAttention):
         dropout = self.config.full_attention_probs_dropout_prob
         return F.dropout(weights, dropout, self.training)
 
+    def attend_with_memory(
+        self, cache: ReformerCache, context: ForwardContext, *heads: Tensor
+    ) -> Tensor:
+        """Full attention to all tokens in memory."""
+        if cache.timeline.empty:
+            self.remember(cache, context, *heads)
+            return self.attend(context, *heads)
+        dropout = self.config.full_attention_probs_dropout_prob if self.training else 0.0
+        query, key, value = heads
+        return cache.full_layer(self.layer_index).attend(query, key, value, dropout)
+
+    def remember(self, cache: ReformerCache, context: ForwardContext, *heads: Tensor) -> None:
+        """Put keys and values into the memory."""
+        del context
+        cache.full_layer(self.layer_index).remember(*heads[1:])
+
     def _dense_mask(self, padding: Padding | None, query: Tensor) -> Tensor | None:
         mask = _key_mask(padding.real if padding is not None else None)
         if not self.causal:
@@ -113,7 +131,7 @@ class CrossAttention(SubLayer):
             context: settings of the forward pass.
         """
         query = split_heads(self.query(self.norm(x)), self.num_heads)
-        key, value = self._keys_and_values(encoder_states, context.cross_memory)
+        key, value = self._keys_and_values(encoder_states, context.cross_cache)
         mask = _key_mask(context.encoder_real)
         dropout = self.attention_dropout if self.training else 0.0
         if context.cross_attentions is None:
@@ -128,13 +146,15 @@ class CrossAttention(SubLayer):
         return residual
 
     def _keys_and_values(
-        self, encoder_states: Tensor, memory: CrossMemory | None
+        self, encoder_states: Tensor, cache: EncoderDecoderCache | None
     ) -> tuple[Tensor, Tensor]:
         """Keys and values ``[B, H, M, D]``; in generation they are computed once."""
-        if memory is not None and self.layer_index in memory:
-            return memory[self.layer_index]
+        if cache is not None and cache.is_updated.get(self.layer_index):
+            layer = cache.cross_attention_cache.layers[self.layer_index]
+            return layer.keys, layer.values
         key = split_heads(self.key(encoder_states), self.num_heads)
         value = split_heads(self.value(encoder_states), self.num_heads)
-        if memory is not None:
-            memory[self.layer_index] = (key, value)
+        if cache is not None:
+            cache.cross_attention_cache.update(key.detach(), value.detach(), self.layer_index)
+            cache.is_updated[self.layer_index] = True
         return key, value

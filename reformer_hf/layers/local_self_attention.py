@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from reformer_hf.cache import ReformerCache
 from reformer_hf.layers.context import ForwardContext
 from reformer_hf.layers.self_attention import SelfAttention
 from reformer_hf.ops.local_attention import local_attention, local_attention_weights
@@ -28,3 +29,21 @@ class LocalSelfAttention(SelfAttention):
         """The attention weights within the windows."""
         window = self._window("local", context, exclude_self=False)
         return local_attention_weights(*heads, window=window, padding=context.padding)
+
+    def attend_with_memory(
+        self, cache: ReformerCache, context: ForwardContext, *heads: Tensor
+    ) -> Tensor:
+        """Local attention; of the memory only the window before the new tokens is there."""
+        if cache.timeline.empty:
+            self.remember(cache, context, *heads)
+            return self.attend(context, *heads)
+        return cache.local_layer(self.layer_index).attend(
+            *heads,
+            window=self._window("local", context, exclude_self=False),
+            backend=self.config.attention_backend,
+        )
+
+    def remember(self, cache: ReformerCache, context: ForwardContext, *heads: Tensor) -> None:
+        """Put keys and values into the memory."""
+        del context
+        cache.local_layer(self.layer_index).remember(*heads[1:])

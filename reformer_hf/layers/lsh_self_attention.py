@@ -6,10 +6,14 @@ from typing import Any
 
 from torch import Tensor
 
+from reformer_hf.cache import ReformerCache
+from reformer_hf.cache.lsh_memory import LSHMemory
 from reformer_hf.layers.context import ForwardContext
 from reformer_hf.layers.self_attention import SelfAttention
 from reformer_hf.ops.lsh_attention import lsh_attention, lsh_attention_weights
+from reformer_hf.ops.row_hashing import HashSettings, factors_of_rows
 from reformer_hf.ops.seeds import fold_seed
+from reformer_hf.ops.windowed_attention import AttentionWindow
 
 
 class LSHSelfAttention(SelfAttention):
@@ -30,6 +34,7 @@ class LSHSelfAttention(SelfAttention):
             "hash_family": config.hash_family,
             "bucket_width": config.hash_bucket_width,
             "padding": context.padding,
+            "planned_lengths": context.planned_lengths,
         }
 
     def attend(self, context: ForwardContext, *heads: Tensor) -> Tensor:
@@ -42,3 +47,36 @@ class LSHSelfAttention(SelfAttention):
     def weights(self, context: ForwardContext, *heads: Tensor) -> Tensor:
         """The merged weights of all rounds."""
         return lsh_attention_weights(*heads, **self._arguments(context))
+
+    def attend_with_memory(
+        self, cache: ReformerCache, context: ForwardContext, *heads: Tensor
+    ) -> Tensor:
+        """LSH attention to the last tokens of each bucket, those in memory among them."""
+        memory, window = self._memory(cache, context, *heads)
+        return memory.attend(*heads, window=window, backend=self.config.attention_backend)
+
+    def remember(self, cache: ReformerCache, context: ForwardContext, *heads: Tensor) -> None:
+        """Put queries that are keys, and values, into the memory."""
+        memory, _ = self._memory(cache, context, *heads)
+        memory.remember(*heads)
+
+    def _memory(
+        self, cache: ReformerCache, context: ForwardContext, query_key: Tensor, value: Tensor
+    ) -> tuple[LSHMemory, AttentionWindow]:
+        memory = cache.lsh_layer(self.layer_index)
+        arguments = self._arguments(context)
+        window: AttentionWindow = arguments["window"]
+        if not memory.is_initialized:
+            settings = HashSettings(
+                num_heads=self.num_heads,
+                head_size=query_key.shape[-1],
+                num_hashes=arguments["num_hashes"],
+                seed=arguments["hash_seed"],
+                family=arguments["hash_family"],
+                bucket_width=arguments["bucket_width"],
+                device=query_key.device,
+            )
+            planned = context.planned_lengths or cache.timeline.coming_lengths
+            per_row = factors_of_rows(planned, arguments["num_buckets"], window)
+            memory.start(query_key, value, window, settings, per_row)
+        return memory, window

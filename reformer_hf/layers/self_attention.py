@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from reformer_hf.cache import ReformerCache
 from reformer_hf.configuration_reformer import ReformerConfig
 from reformer_hf.layers.context import ForwardContext
 from reformer_hf.layers.heads import HeadMerge, split_heads
@@ -51,12 +52,16 @@ class SelfAttention(SubLayer):
         heads = [
             split_heads(getattr(self, name)(normed), self.num_heads) for name in self.projections
         ]
-        if context.attentions is None:
-            attended = self.attend(context, *heads)
-        else:
+        if context.attentions is not None:
             weights = self.weights(context, *heads)
             context.attentions.append(weights)
             attended = torch.matmul(weights.to(heads[-1].dtype), heads[-1])
+            if context.cache is not None:
+                self.remember(context.cache, context, *heads)
+        elif context.cache is not None:
+            attended = self.attend_with_memory(context.cache, context, *heads)
+        else:
+            attended = self.attend(context, *heads)
         residual: Tensor = self.dropout(self.output(attended))
         return residual
 
@@ -66,6 +71,16 @@ class SelfAttention(SubLayer):
 
     def weights(self, context: ForwardContext, *heads: Tensor) -> Tensor:
         """Attention weights ``[B, H, N, N]``, for short sequences."""
+        raise NotImplementedError
+
+    def attend_with_memory(
+        self, cache: ReformerCache, context: ForwardContext, *heads: Tensor
+    ) -> Tensor:
+        """Attention of new tokens to those in memory too, which the new ones then go into."""
+        raise NotImplementedError
+
+    def remember(self, cache: ReformerCache, context: ForwardContext, *heads: Tensor) -> None:
+        """Put the first tokens of a sequence into the memory."""
         raise NotImplementedError
 
     def _window(self, kind: str, context: ForwardContext, exclude_self: bool) -> AttentionWindow:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import cast
 
 import torch
@@ -20,7 +21,11 @@ from reformer_hf.layers.lsh_self_attention import LSHSelfAttention
 from reformer_hf.layers.norm import StreamLayerNorm
 from reformer_hf.layers.self_attention import MAX_LENGTH_WITH_ATTENTIONS, SelfAttention
 from reformer_hf.layers.sub_layer import raise_wrong_sharding
+from reformer_hf.ops.decoding_streams import DecodingStreams
 from reformer_hf.ops.reversible import ResidualStreams, ReversibleStep
+
+# Up to this many tokens streams are kept in fp64, which is quicker for them.
+_FEW_TOKENS = 64
 
 _SELF_ATTENTION: dict[str, type[SelfAttention]] = {
     "lsh": LSHSelfAttention,
@@ -55,6 +60,16 @@ class ReformerLayer(nn.Module):
             self.cross_attention = CrossAttention(config, layer_index)
             inner_size = config.decoder_feed_forward_size or inner_size
         self.feed_forward = FeedForward(config, inner_size)
+
+    def calls(
+        self, context: ForwardContext, encoder_states: Tensor | None
+    ) -> Iterator[Callable[[Tensor], Tensor]]:
+        """The layer's residual sub-layers, in order, as plain functions."""
+        yield partial(self.attention, context=context)
+        if self.cross_attention is not None and encoder_states is not None:
+            cross = self.cross_attention
+            yield lambda x: cross(x, encoder_states, context=context)
+        yield self.feed_forward
 
     def steps(
         self, context: ForwardContext, encoder_states: Tensor | None, chunk_size: int
@@ -149,16 +164,27 @@ class ReformerStack(nn.Module):
                     "`output_attentions=True` forms N x N matrices and needs at most "
                     f"{MAX_LENGTH_WITH_ATTENTIONS} tokens, got {x.shape[1]}"
                 )
+            if context.cache is not None and not context.cache.timeline.empty:
+                raise ValueError(
+                    "`output_attentions=True` needs the whole sequence, got `past_key_values` with "
+                    f"{context.cache.get_seq_length()} tokens"
+                )
             cross: list[Tensor] | None = [] if encoder_states is not None else None
             context = replace(context, attentions=[], cross_attentions=cross)
         length = x.shape[1]
         if config.attention_pattern == "chunk":
             x, context = arrange_for_chunks(x, context, config, self.kinds)
-        checkpointing = self.gradient_checkpointing and self.training and not output_attentions
+        if context.cache is not None:
+            few = x.shape[1] <= _FEW_TOKENS and not torch.is_grad_enabled()
+            if few and not output_hidden_states:
+                return self._decode(x, context, encoder_states)
+        # What a step puts into a memory must not be put there again by a recomputation.
+        recompute = not output_attentions and context.cache is None
+        checkpointing = self.gradient_checkpointing and self.training and recompute
         streams = ResidualStreams(
             x,
             # Weights that are returned must stay connected to what was computed from them.
-            reversible=config.reversible and not output_attentions,
+            reversible=config.reversible and recompute,
             grid=config.residual_grid if config.exact_reversible else None,
             checkpoint=self._gradient_checkpointing_func if checkpointing else None,
         )
@@ -182,6 +208,25 @@ class ReformerStack(nn.Module):
         return StackOutput(
             last_hidden_state=last,
             hidden_states=tuple(states) if output_hidden_states else None,
+            attentions=None if attentions is None else tuple(attentions),
+            cross_attentions=None if crosses is None else tuple(crosses),
+        )
+
+    def _decode(
+        self, x: Tensor, context: ForwardContext, encoder_states: Tensor | None
+    ) -> StackOutput:
+        """The same for a few new tokens of a sequence in memory, without gradients."""
+        config = self.config
+        grid = config.residual_grid if config.exact_reversible else None
+        streams = DecodingStreams(x, grid)
+        for layer in cast("list[ReformerLayer]", self.layers):
+            for call in layer.calls(context, encoder_states):
+                streams.add(call)
+        last: Tensor = self.dropout(self.norm(self._merge(*streams.read())))
+        attentions, crosses = context.attentions, context.cross_attentions
+        return StackOutput(
+            last_hidden_state=last,
+            hidden_states=None,
             attentions=None if attentions is None else tuple(attentions),
             cross_attentions=None if crosses is None else tuple(crosses),
         )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from transformers.modeling_outputs import CausalLMOutput
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from reformer_hf.configuration_reformer import ReformerConfig
@@ -44,8 +46,11 @@ class ReformerForCausalLM(ReformerGenerationMixin, ReformerPreTrainedModel):
         output_attentions: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: NumItems = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        planned_lengths: int | Sequence[int] | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutput:
+    ) -> CausalLMOutputWithPast:
         """Predict the next token at every position.
 
         Args:
@@ -61,11 +66,15 @@ class ReformerForCausalLM(ReformerGenerationMixin, ReformerPreTrainedModel):
             logits_to_keep: compute logits of only the last so many positions (0: all), or of the
                 positions of a 1-D index tensor.
             num_items_in_batch: number of labels to divide the loss by.
+            past_key_values: see there.
+            use_cache: see there.
+            planned_lengths: see there.
             **kwargs: accepted for compatibility.
 
         Returns:
-            ``loss``, ``logits`` ``[B, N, V]``, ``hidden_states``, ``attentions``. In training with
-            labels and ``config.chunk_size_lm_head > 0`` the logits are never formed and ``None``.
+            ``loss``, ``logits`` ``[B, N, V]``, ``past_key_values``, ``hidden_states``,
+            ``attentions``. In training with labels and ``config.chunk_size_lm_head > 0`` the logits
+            are never formed and ``None``.
         """
         out = self.reformer(
             input_ids,
@@ -75,6 +84,9 @@ class ReformerForCausalLM(ReformerGenerationMixin, ReformerPreTrainedModel):
             num_hashes=num_hashes,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            planned_lengths=planned_lengths,
             return_dict=True,
         )
         hidden = out.last_hidden_state
@@ -86,12 +98,14 @@ class ReformerForCausalLM(ReformerGenerationMixin, ReformerPreTrainedModel):
             labels = shift_left(labels)
             if attention_mask is not None:
                 # Left padding stands before the first token of a text, but does not predict it.
-                labels = labels.masked_fill(attention_mask == 0, IGNORE_INDEX)
+                own = attention_mask[:, -labels.shape[1] :]
+                labels = labels.masked_fill(own == 0, IGNORE_INDEX)
         chunk_size = self.config.chunk_size_lm_head if self.training else 0
         loss, logits = vocabulary_head(hidden, self.lm_head, labels, chunk_size, num_items_in_batch)
-        return CausalLMOutput(
+        return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
+            past_key_values=out.past_key_values,
             hidden_states=out.hidden_states,
             attentions=out.attentions,
         )

@@ -1,55 +1,115 @@
-"""Generation without a cache of the decoder: every step reads all that was generated so far.
+"""Generation: one decoding step reads one token, and the memory of the others.
 
-The source is read once: its encoding, and what every layer's cross-attention makes of it, stay with
-the encoder's output for as long as one call of ``generate`` lasts.
+The number of buckets depends on the length of a sequence, so it is planned for prompt and new
+tokens together, with and without memory: both compute the same function.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationMixin
-from transformers.modeling_outputs import BaseModelOutput
+from transformers import GenerationConfig, GenerationMixin
 
-# An attribute, not an entry: nothing that reads the output's fields sees it.
-_CROSS_MEMORY = "_reformer_cross_memory"
+from reformer_hf.cache import ReformerCache, ReformerEncoderDecoderCache
+from reformer_hf.configuration_reformer import ReformerSeq2SeqConfig
+
+logger = logging.getLogger(__name__)
+
+_CACHES = (None, "dynamic")
 
 
 class ReformerGenerationMixin(GenerationMixin):
-    """transformers' ``generate()`` for models that keep nothing between decoding steps."""
+    """transformers' ``generate()``, with the memory of :mod:`reformer_hf.cache`."""
+
+    def _prepare_cache_for_generation(
+        self,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+        generation_mode: Any,
+        batch_size: int,
+        max_cache_length: int,
+    ) -> None:
+        """Make the memory of one call of ``generate``, or plan the buckets without one.
+
+        The hook in which models of transformers make caches of their own.
+
+        Raises:
+            ValueError: a `cache_implementation` that this memory is not.
+        """
+        if model_kwargs.get("past_key_values") is not None:
+            super()._prepare_cache_for_generation(
+                generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+            )
+            return
+        if generation_config.cache_implementation not in _CACHES:
+            raise ValueError(
+                f"`cache_implementation` must be one of {list(_CACHES)}, "
+                f"got {generation_config.cache_implementation!r}"
+            )
+        if self.config.attention_pattern != "window":
+            # There a later token changes what earlier ones see: nothing to plan, nothing to keep.
+            return
+        planned = self._planned_lengths(model_kwargs, max_cache_length + 1)
+        if generation_config.use_cache is False or generation_config.output_attentions:
+            # Attention weights are those of whole sequences.
+            model_kwargs["planned_lengths"] = planned
+            return
+        if isinstance(self.config, ReformerSeq2SeqConfig):
+            cache = ReformerEncoderDecoderCache(self.config, planned)
+        else:
+            cache = ReformerCache(self.config, planned)
+        model_kwargs["past_key_values"] = cache
+        if generation_config.is_assistant:
+            cache.activate_past_recording()
+
+    def _planned_lengths(self, model_kwargs: dict[str, Any], columns: int) -> int | tuple[int, ...]:
+        """Real tokens of every row, or of all, when ``columns`` are full or positions run out."""
+        seq2seq = isinstance(self.config, ReformerSeq2SeqConfig)
+        most: int = (
+            self.config.max_target_positions if seq2seq else self.config.max_position_embeddings
+        )
+        mask = model_kwargs.get("decoder_attention_mask" if seq2seq else "attention_mask")
+        if mask is None:
+            return min(columns, most)
+        return tuple(max(1, min(columns - n, most)) for n in (mask == 0).sum(dim=1).tolist())
 
     def prepare_inputs_for_generation(
         self,
         input_ids: Tensor,
         next_sequence_length: int | None = None,
+        past_key_values: Any = None,
         inputs_embeds: Tensor | None = None,
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Inputs of one decoding step: the whole sequence so far, whatever is asked for.
+        """Inputs of one decoding step: the new tokens, or without memory the whole sequence.
 
         Args:
             input_ids: ``[B, N]`` tokens so far (after a prompt of vectors: only the new ones).
-            next_sequence_length: ignored; without a cache no step can skip earlier tokens.
+            next_sequence_length: how many of them are new; without memory none can be skipped.
+            past_key_values: the memory.
             inputs_embeds: ``[B, P, d]`` a prompt given as vectors.
             is_first_iteration: the step is the first of its call of ``generate``.
             **kwargs: everything else that ``generate`` passes on.
         """
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(
-            input_ids,
-            next_sequence_length=None,
-            is_first_iteration=is_first_iteration,
-            **kwargs,
+        if past_key_values is not None:
+            inputs: dict[str, Any] = super().prepare_inputs_for_generation(
+                input_ids,
+                next_sequence_length=next_sequence_length,
+                past_key_values=past_key_values,
+                inputs_embeds=inputs_embeds,
+                is_first_iteration=is_first_iteration,
+                **kwargs,
+            )
+            return inputs
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, next_sequence_length=None, is_first_iteration=is_first_iteration, **kwargs
         )
-        encoder_outputs = inputs.get("encoder_outputs")
-        if isinstance(encoder_outputs, BaseModelOutput):
-            if is_first_iteration or not hasattr(encoder_outputs, _CROSS_MEMORY):
-                setattr(encoder_outputs, _CROSS_MEMORY, {})
-            # Passed on by name: an encoder's output that is used again later, with other weights
-            # perhaps, brings nothing along.
-            inputs["cross_memory"] = getattr(encoder_outputs, _CROSS_MEMORY)
+        # What `generate` means by it is in the memory, or in the plan.
+        inputs["use_cache"] = False
         if inputs_embeds is not None and not self.config.is_encoder_decoder:
             vectors = inputs_embeds
             if input_ids.shape[1]:

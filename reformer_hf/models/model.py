@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from reformer_hf.configuration_reformer import ReformerConfig
@@ -20,6 +22,12 @@ from reformer_hf.models.base import (
     read_padding,
     read_positions,
     resized_shape,
+)
+from reformer_hf.models.caching import (
+    find_cache,
+    mask_of_new_tokens,
+    next_positions,
+    open_cache,
 )
 
 
@@ -71,8 +79,11 @@ class ReformerModel(ReformerPreTrainedModel):
         num_hashes: int | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        planned_lengths: int | Sequence[int] | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutput:
+    ) -> BaseModelOutputWithPast:
         """Encode sequences.
 
         Args:
@@ -83,34 +94,84 @@ class ReformerModel(ReformerPreTrainedModel):
             num_hashes: hash rounds of this call; default: ``config.num_hashes``.
             output_hidden_states: also return the merged streams before, between and after layers.
             output_attentions: also return attention weights, for short sequences.
-            **kwargs: accepted for compatibility (``return_dict``, ``use_cache``).
+            past_key_values: a :class:`~reformer_hf.ReformerCache` with earlier tokens, or an empty
+                one; the inputs then are new tokens, which go into it (causal models only). The
+                attention mask covers all tokens or the new ones. Gradients end at the memory.
+            use_cache: return a memory of the inputs, as ``past_key_values``; default: only if one
+                is given. A model that reads both sides has none.
+            planned_lengths: tokens that each row, or all alike, will have in the end. Numbers of
+                buckets that are not configured are chosen for these lengths; default: for those of
+                the inputs.
+            **kwargs: accepted for compatibility (``return_dict``).
 
         Returns:
             ``last_hidden_state`` ``[B, N, d]`` (twice the features with ``stream_merge="concat"``),
-            ``hidden_states`` and ``attentions``.
+            ``past_key_values``, ``hidden_states`` and ``attentions``.
 
         Raises:
-            ValueError: see :func:`~reformer_hf.models.base.embed_tokens` and its neighbours.
+            ValueError: see :func:`~reformer_hf.models.base.embed_tokens` and its neighbours; a
+                memory of another model, batch size, device or dtype.
         """
         config = self.config
         check_num_hashes(num_hashes)
         vectors = embed_tokens(input_ids, inputs_embeds, self.word_embeddings)
-        padding = read_padding(attention_mask, vectors, "attention_mask")
+        causal = config.is_decoder
+        if past_key_values is not None and not causal:
+            raise ValueError("`past_key_values` needs a causal model, got is_decoder=False")
+        cache = find_cache(past_key_values, use_cache and causal, config, planned_lengths)
+        mask = mask_of_new_tokens(attention_mask, cache, vectors, "attention_mask")
+        padding = read_padding(mask, vectors, "attention_mask")
+        hash_seed, dropout_seed = draw_seeds(config, self.training)
+        if cache is not None:
+            hash_seed = open_cache(cache, vectors, padding, hash_seed, num_hashes)
+            num_hashes, planned_lengths = cache.num_hashes, cache.planned_lengths
         table = self.embeddings.position_embeddings
         num_positions = min(table.num_positions, config.max_position_embeddings)
-        positions = read_positions(position_ids, padding, vectors, num_positions)
-        hash_seed, dropout_seed = draw_seeds(config, self.training)
+        if cache is not None and position_ids is None:
+            positions = next_positions(cache, num_positions, "max_position_embeddings")
+        else:
+            positions = read_positions(position_ids, padding, vectors, num_positions)
         out = self.stack(
             self.embeddings(vectors, positions),
-            ForwardContext(padding, hash_seed, dropout_seed, num_hashes=num_hashes),
+            ForwardContext(
+                padding,
+                hash_seed,
+                dropout_seed,
+                num_hashes=num_hashes,
+                planned_lengths=read_plan(planned_lengths, vectors),
+                cache=cache,
+            ),
             output_hidden_states=flag(output_hidden_states, config.output_hidden_states),
             output_attentions=flag(output_attentions, config.output_attentions),
         )
-        return BaseModelOutput(
+        if cache is not None:
+            cache.close()
+        return BaseModelOutputWithPast(
             last_hidden_state=out.last_hidden_state,
+            past_key_values=cache,
             hidden_states=out.hidden_states,
             attentions=out.attentions,
         )
+
+
+def read_plan(
+    planned_lengths: int | Sequence[int] | None, vectors: Tensor
+) -> tuple[int, ...] | None:
+    """Planned lengths of all rows.
+
+    Raises:
+        ValueError: not one positive number for each row.
+    """
+    if planned_lengths is None:
+        return None
+    batch = vectors.shape[0]
+    if isinstance(planned_lengths, int):
+        planned_lengths = (planned_lengths,) * batch
+    if len(planned_lengths) != batch or min(planned_lengths) < 1:
+        raise ValueError(
+            f"`planned_lengths` must hold {batch} positive numbers, got {list(planned_lengths)}"
+        )
+    return tuple(planned_lengths)
 
 
 def causality_under_encoder_head(config: ReformerConfig) -> bool | None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from reformer_hf.configuration_reformer import ReformerSeq2SeqConfig
-from reformer_hf.layers.context import CrossMemory, ForwardContext, draw_seeds
+from reformer_hf.layers.context import ForwardContext, draw_seeds
 from reformer_hf.layers.embeddings import PositionedInputs
 from reformer_hf.layers.stack import ReformerStack, StackOutput
 from reformer_hf.models.base import (
@@ -23,9 +25,15 @@ from reformer_hf.models.base import (
     read_positions,
     resized_shape,
 )
+from reformer_hf.models.caching import (
+    find_encoder_decoder_cache,
+    mask_of_new_tokens,
+    next_positions,
+    open_cache,
+)
 from reformer_hf.models.generation import ReformerGenerationMixin
 from reformer_hf.models.losses import NumItems, vocabulary_head
-from reformer_hf.models.model import ReformerModel, flag
+from reformer_hf.models.model import ReformerModel, flag, read_plan
 from reformer_hf.ops.cross_entropy import IGNORE_INDEX
 
 
@@ -165,7 +173,9 @@ class ReformerSeq2SeqModel(ReformerSeq2SeqPreTrainedModel):
         num_hashes: int | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
-        cross_memory: CrossMemory | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        planned_lengths: int | Sequence[int] | None = None,
         **kwargs: Any,
     ) -> Seq2SeqModelOutput:
         """Encode the source and decode the target.
@@ -184,7 +194,11 @@ class ReformerSeq2SeqModel(ReformerSeq2SeqPreTrainedModel):
             num_hashes: hash rounds of this call.
             output_hidden_states: also return intermediate states.
             output_attentions: also return attention weights, for short sequences.
-            cross_memory: what `generate` keeps between decoding steps; filled by the first of them.
+            past_key_values: a :class:`~reformer_hf.ReformerEncoderDecoderCache`; see
+                :meth:`ReformerModel.forward`. With the keys and values of the source in it, neither
+                the source nor its encoding is read again.
+            use_cache: return a memory of source and target, as ``past_key_values``.
+            planned_lengths: tokens that the target of each row will have in the end.
             **kwargs: accepted for compatibility.
 
         Raises:
@@ -226,28 +240,37 @@ class ReformerSeq2SeqModel(ReformerSeq2SeqPreTrainedModel):
             )
         if attention_mask is not None:
             check_shape(attention_mask, states.shape[:2], "attention_mask")
-        padding = read_padding(decoder_attention_mask, vectors, "decoder_attention_mask")
+        pair = find_encoder_decoder_cache(past_key_values, use_cache, config, planned_lengths)
+        cache = None if pair is None else pair.self_attention_cache
+        mask = mask_of_new_tokens(decoder_attention_mask, cache, vectors, "decoder_attention_mask")
+        padding = read_padding(mask, vectors, "decoder_attention_mask")
+        hash_seed, dropout_seed = draw_seeds(config, self.training)
+        if cache is not None:
+            hash_seed = open_cache(cache, vectors, padding, hash_seed, num_hashes)
+            num_hashes, planned_lengths = cache.num_hashes, cache.planned_lengths
         table = self.decoder.embeddings.position_embeddings
         num_positions = min(table.num_positions, config.max_target_positions)
-        positions = read_positions(
-            decoder_position_ids,
-            padding,
-            vectors,
-            num_positions,
-            ("decoder_position_ids", "max_target_positions"),
-        )
-        hash_seed, dropout_seed = draw_seeds(config, self.training)
+        names = ("decoder_position_ids", "max_target_positions")
+        if cache is not None and decoder_position_ids is None:
+            positions = next_positions(cache, num_positions, names[1])
+        else:
+            positions = read_positions(decoder_position_ids, padding, vectors, num_positions, names)
         context = ForwardContext(
             padding,
             hash_seed,
             dropout_seed,
             encoder_real=None if attention_mask is None else attention_mask != 0,
             num_hashes=num_hashes,
-            cross_memory=None if torch.is_grad_enabled() else cross_memory,
+            planned_lengths=read_plan(planned_lengths, vectors),
+            cache=cache,
+            cross_cache=pair,
         )
         out = self.decoder(vectors, positions, context, states, want_states, want_attentions)
+        if cache is not None:
+            cache.close()
         return Seq2SeqModelOutput(
             last_hidden_state=out.last_hidden_state,
+            past_key_values=pair,
             decoder_hidden_states=out.hidden_states,
             decoder_attentions=out.attentions,
             cross_attentions=out.cross_attentions,
@@ -302,7 +325,9 @@ class ReformerForConditionalGeneration(ReformerGenerationMixin, ReformerSeq2SeqP
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         num_items_in_batch: NumItems = None,
-        cross_memory: CrossMemory | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        planned_lengths: int | Sequence[int] | None = None,
         **kwargs: Any,
     ) -> Seq2SeqLMOutput:
         """Predict the target.
@@ -322,13 +347,15 @@ class ReformerForConditionalGeneration(ReformerGenerationMixin, ReformerSeq2SeqP
             output_hidden_states: see there.
             output_attentions: see there.
             num_items_in_batch: number of labels to divide the loss by.
-            cross_memory: see there.
+            past_key_values: see there.
+            use_cache: see there.
+            planned_lengths: see there.
             **kwargs: accepted for compatibility.
 
         Returns:
-            ``loss``, ``logits`` ``[B, N, V]`` and the states of encoder and decoder. In training
-            with labels and ``config.chunk_size_lm_head > 0`` the logits are never formed and
-            ``None``.
+            ``loss``, ``logits`` ``[B, N, V]``, ``past_key_values`` and the states of encoder and
+            decoder. In training with labels and ``config.chunk_size_lm_head > 0`` the logits are
+            never formed and ``None``.
         """
         if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
             # Before they become decoder inputs, whose error would name what nobody gave.
@@ -351,7 +378,9 @@ class ReformerForConditionalGeneration(ReformerGenerationMixin, ReformerSeq2SeqP
             num_hashes=num_hashes,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
-            cross_memory=cross_memory,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            planned_lengths=planned_lengths,
             return_dict=True,
         )
         chunk_size = self.config.chunk_size_lm_head if self.training else 0
@@ -361,6 +390,7 @@ class ReformerForConditionalGeneration(ReformerGenerationMixin, ReformerSeq2SeqP
         return Seq2SeqLMOutput(
             loss=loss,
             logits=logits,
+            past_key_values=out.past_key_values,
             decoder_hidden_states=out.decoder_hidden_states,
             decoder_attentions=out.decoder_attentions,
             cross_attentions=out.cross_attentions,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from reformer_hf import ReformerConfig, ReformerSeq2SeqConfig
 from reformer_hf.layers.context import ForwardContext
@@ -102,14 +103,14 @@ def test_cross_attention_to_a_source_of_padding_is_finite() -> None:
     assert torch.isfinite(layer(torch.randn(2, 9, 24), torch.randn(2, 20, 24), context)).all()
 
 
-def test_cross_attention_keeps_keys_and_values_where_it_is_given_a_place() -> None:
+def test_cross_attention_computes_keys_and_values_of_a_source_once() -> None:
     layer = cross()
     states, other = torch.randn(3, 20, 24), torch.randn(3, 20, 24)
     x = torch.randn(3, 9, 24)
-    memory: dict[int, tuple[Tensor, Tensor]] = {}
-    context = ForwardContext(None, hash_seed=1, dropout_seed=0, cross_memory=memory)
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    context = ForwardContext(None, hash_seed=1, dropout_seed=0, cross_cache=cache)
     first = layer(x, states, context)
-    assert list(memory) == [0]
+    assert cache.is_updated == {0: True}
     assert torch.equal(layer(x, other, context), first)
     plain = ForwardContext(None, hash_seed=1, dropout_seed=0)
     assert torch.equal(layer(x, states, plain), first)

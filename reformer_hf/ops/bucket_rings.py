@@ -1,0 +1,164 @@
+"""The last ``W`` tokens of every bucket: all that a causal token of the ``window`` pattern can see.
+
+A token sees the last ``W`` earlier tokens of its own bucket. Which these are is kept, per bucket,
+as a ring of ``W`` positions: the ``k``-th token of a bucket stands in slot ``k mod W``, so a new
+token replaces the one that nobody can see any more. Reading what a token sees costs ``W`` positions
+per round, however long the sequence is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from reformer_hf.ops.sorting import BucketOrder
+
+# What stands in a slot that holds no token yet.
+EMPTY = -1
+
+
+@dataclass
+class BucketRings:
+    """Rings of all buckets.
+
+    Attributes:
+        entries: ``[B, H, R, nb, W]`` int32, positions of tokens, or ``EMPTY``.
+        counts: ``[B, H, R, nb]`` int32, tokens that a bucket has had so far.
+    """
+
+    entries: Tensor
+    counts: Tensor
+
+    @property
+    def window(self) -> int:
+        """Slots of a ring, ``W``."""
+        return self.entries.shape[-1]
+
+    def rows(self, buckets: Tensor) -> Tensor:
+        """Numbers ``[B, H, R, n]`` of the rings of buckets ``[B, H, R, n]``, for :meth:`flat`."""
+        batch, heads, rounds, num_buckets, _ = self.entries.shape
+        first = torch.arange(batch * heads * rounds, device=buckets.device) * num_buckets
+        return buckets + first.view(batch, heads, rounds, 1)
+
+    def flat(self) -> tuple[Tensor, Tensor]:
+        """Entries ``[rings, W]`` and counts ``[rings]``, views."""
+        return self.entries.view(-1, self.window), self.counts.view(-1)
+
+
+@dataclass(frozen=True)
+class RingChange:
+    """What appending tokens to rings replaced, so that it can be taken back.
+
+    Attributes:
+        rows: ``[B, H, R, n]`` int64, the rings.
+        slots: ``[B, H, R, n]`` int64, numbers of the slots among all slots.
+        replaced: ``[B, H, R, n]`` int32, what stood there.
+    """
+
+    rows: Tensor
+    slots: Tensor
+    replaced: Tensor
+
+    @property
+    def length(self) -> int:
+        """Tokens, ``n``."""
+        return self.rows.shape[-1]
+
+    def split(self, length: int) -> tuple[RingChange, RingChange]:
+        """The changes by the first ``length`` tokens and by the others."""
+        parts = [(x[..., :length], x[..., length:]) for x in (self.rows, self.slots, self.replaced)]
+        return RingChange(*(p[0] for p in parts)), RingChange(*(p[1] for p in parts))
+
+
+def empty_rings(
+    batch: int, heads: int, rounds: int, num_buckets: int, window: int, device: torch.device
+) -> BucketRings:
+    """Rings without tokens."""
+    shape = (batch, heads, rounds, num_buckets)
+    return BucketRings(
+        torch.full((*shape, window), EMPTY, dtype=torch.int32, device=device),
+        torch.zeros(shape, dtype=torch.int32, device=device),
+    )
+
+
+def rings_from_order(
+    order: BucketOrder,
+    position: Tensor | None,
+    *,
+    batch: int,
+    heads: int,
+    num_buckets: int,
+    window: int,
+) -> BucketRings:
+    """The rings after all tokens of a sorted order; no loop over tokens.
+
+    With ``start_c`` the first sorted slot of bucket ``c`` and ``count_c`` its tokens, slot ``w`` of
+    its ring holds the token with number ``k = count_c - 1 - ((count_c - 1 - w) mod W)`` of the
+    bucket, if that is not negative.
+
+    Args:
+        order: tokens sorted by bucket and position; padding in buckets from ``num_buckets`` on.
+        position: ``[B, N]`` int64, the position of every token; ``None``: its index.
+        batch: ``B``.
+        heads: ``H``.
+        num_buckets: ``nb``.
+        window: ``W``.
+    """
+    device = order.order.device
+    bucket = order.bucket.clamp(max=num_buckets)
+    rounds = order.num_hashes
+    shape = (*bucket.shape[:3], num_buckets + 1)
+    counts = torch.zeros(shape, dtype=torch.int64, device=device)
+    counts.scatter_add_(-1, bucket, torch.ones_like(bucket))
+    start = (counts.cumsum(-1) - counts)[..., :num_buckets, None]
+    counts = counts[..., :num_buckets]
+    last = counts.unsqueeze(-1) - 1
+    number = last - (last - torch.arange(window, device=device)).remainder(window)
+    slot = (start + number).clamp_(0, order.order.shape[-1] - 1)
+    index = order.order.gather(-1, slot.flatten(3))
+    if position is not None:
+        where = position[:, None, None, :].expand(-1, *index.shape[1:3], -1)
+        index = where.gather(-1, index.expand(position.shape[0], -1, -1, -1))
+    entries = index.unflatten(-1, (num_buckets, window))
+    entries = torch.where(number >= 0, entries, EMPTY).to(torch.int32)
+    full = (batch, heads, rounds, num_buckets)
+    return BucketRings(
+        entries.expand(*full, window).contiguous(), counts.to(torch.int32).expand(full).contiguous()
+    )
+
+
+def append_to_rings(
+    rings: BucketRings, rows: Tensor, earlier: Tensor, positions: Tensor, keep_replaced: bool
+) -> RingChange | None:
+    """Put new tokens into the rings of their buckets, in place.
+
+    Args:
+        rings: the rings.
+        rows: ``[B, H, R, n]`` int64 from :meth:`BucketRings.rows`; at most ``W`` tokens.
+        earlier: ``[B, H, R, n]`` int64, how many of the ``n`` tokens stand in the same bucket
+            before each.
+        positions: ``[B, n]`` int64.
+        keep_replaced: return what is needed to take the tokens out again.
+    """
+    entries, counts = rings.flat()
+    flat_rows = rows.flatten()
+    number = counts.index_select(0, flat_rows).view_as(rows) + earlier
+    slots = number.remainder_(rings.window).add_(rows, alpha=rings.window)
+    change = None
+    line = entries.view(-1)
+    if keep_replaced:
+        change = RingChange(rows, slots, line[slots])
+    new = positions.to(torch.int32)[:, None, None, :].expand_as(rows)
+    line.index_copy_(0, slots.flatten(), new.flatten())
+    counts.index_add_(0, flat_rows, torch.ones_like(flat_rows, dtype=counts.dtype))
+    return change
+
+
+def take_back(rings: BucketRings, change: RingChange) -> None:
+    """Undo :func:`append_to_rings`, in place; the latest change first."""
+    entries, counts = rings.flat()
+    entries.view(-1).index_copy_(0, change.slots.flatten(), change.replaced.flatten())
+    rows = change.rows.flatten()
+    counts.index_add_(0, rows, torch.full_like(rows, -1, dtype=counts.dtype))

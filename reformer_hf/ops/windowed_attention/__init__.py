@@ -16,7 +16,12 @@ from functools import partial
 from torch import Tensor
 
 from reformer_hf.ops.sorting import BucketOrder
-from reformer_hf.ops.windowed_attention import operators, reference, torch_backend
+from reformer_hf.ops.windowed_attention import (
+    operators,
+    reference,
+    torch_backend,
+    triton_backend,
+)
 from reformer_hf.ops.windowed_attention.call import (
     ATTENTION_PATTERNS,
     AttentionWindow,
@@ -51,9 +56,10 @@ class Backend:
 BACKENDS: dict[str, Backend] = {
     "reference": Backend(reference.unsupported, reference.run),
     "torch": Backend(torch_backend.unsupported, partial(operators.attend, backend="torch")),
+    "triton": Backend(triton_backend.unsupported, partial(operators.attend, backend="triton")),
 }
 # Best first. The reference is never chosen by itself.
-_AUTOMATIC = ("torch",)
+_AUTOMATIC = ("triton", "torch")
 _announced: set[str] = set()
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from reformer_hf.ops.sorting import BucketOrder
-from reformer_hf.ops.windowed_attention import torch_backend
+from reformer_hf.ops.windowed_attention import torch_backend, triton_backend
 from reformer_hf.ops.windowed_attention.call import AttentionWindow, WindowedAttentionCall
 
 __all__ = ["attend"]
@@ -47,7 +47,7 @@ class Kernels(Protocol):
         """Gradients of query, key (``None`` if shared) and value, laid out as the output."""
 
 
-_KERNELS: dict[str, Kernels] = {"torch": torch_backend}
+_KERNELS: dict[str, Kernels] = {"torch": torch_backend, "triton": triton_backend}
 
 # The arguments of a call in the order of both schemas. Seeds change from step to step, so whole
 # numbers may be symbols while a graph is traced. The lists save time: torch walks the arguments of

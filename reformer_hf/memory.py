@@ -26,7 +26,7 @@ OPTIMIZER_NUMBERS = {"adamw": 2, "sgd": 0, "none": 0}
 # Bytes of the residual streams' numbers: fp32, and int32 as they are stored.
 _STREAM = 4
 # Scores that the vectorised attention backend forms at a time.
-SCORE_ELEMENTS = 1 << 18
+SCORE_ELEMENTS = 1 << 19
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from reformer_hf.configuration_reformer import ReformerConfig
 from reformer_hf.layers.norm import StreamLayerNorm
 from reformer_hf.layers.sub_layer import SubLayer
+from reformer_hf.ops.reversible import ReversibleStep
 
 
 class FeedForward(SubLayer):
@@ -24,6 +28,7 @@ class FeedForward(SubLayer):
     def __init__(self, config: ReformerConfig, inner_size: int) -> None:
         super().__init__()
         self.norm = StreamLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.inner_size = inner_size
         self.inner = nn.Linear(config.hidden_size, inner_size)
         self.outer = nn.Linear(inner_size, config.hidden_size)
         self.activation = ACT2FN[config.hidden_act]
@@ -34,3 +39,10 @@ class FeedForward(SubLayer):
         inner = self.activation(self.dropout(self.inner(self.norm(x))))
         residual: Tensor = self.dropout(self.outer(inner))
         return residual
+
+    def step(
+        self, *, inputs: tuple[Tensor, ...] = (), chunk_size: int = 0, **settings: Any
+    ) -> ReversibleStep:
+        """See :class:`SubLayer`; slices on a CPU also depend on the inner layer's width."""
+        step = super().step(inputs=inputs, chunk_size=chunk_size, **settings)
+        return replace(step, width=self.inner_size)

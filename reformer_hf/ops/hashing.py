@@ -16,8 +16,8 @@ HASH_FAMILIES = ("angular", "euclidean", "random")
 
 # Above this many buckets one arg-max over all of them costs more than two over the factors.
 _FACTORIZE_ABOVE = 128
-# Projections are formed for as many tokens at a time as keep this many numbers (32 MiB of fp32).
-_BLOCK_ELEMENTS = 1 << 23
+# Projections are formed for as many tokens at a time as keep this many numbers (2 MiB of fp32).
+_BLOCK_ELEMENTS = 1 << 19
 
 
 def choose_num_buckets(length: int, window: int) -> int:

@@ -42,6 +42,10 @@ _STREAM_SHARE, _STEP_SHARE = 0.75, 0.25
 # Elements of a stream that are updated together (1 MiB of fp32). An accelerator gets all at once.
 _BLOCK_ELEMENTS = 1 << 18
 
+# Numbers of one kind that a sliced function should keep at most on a CPU (16 MiB of fp32): fresh
+# memory above 32 MiB comes from the operating system every time, which clears it page by page.
+_SLICE_ELEMENTS = 1 << 22
+
 # ``take(token, function, parameters)``: take the step here and now, with this function and these
 # parameters, and return the stream that it changed.
 Take = Callable[[Tensor, Callable[..., Tensor], Sequence[Tensor]], Tensor]
@@ -57,10 +61,11 @@ class ReversibleStep:
         parameters: the parameters that ``function`` uses.
         inputs: further tensors that may need gradients (an encoder's output, say).
         chunk_size: if positive, ``function`` works position by position and is called on slices of
-            that many positions, in the backward pass too.
+            at most that many positions, in the backward pass too.
         host: ``host(token, take)`` brings the parameters in and calls ``take`` (see ``Take``) once,
             with a 0-d tensor that depends on ``token``. What it passes stands in for ``function``
             and ``parameters``. The token's gradient comes after those of the parameters.
+        width: numbers that the function keeps per position; a CPU gets slices in proportion.
     """
 
     function: Callable[..., Tensor]
@@ -68,12 +73,21 @@ class ReversibleStep:
     inputs: tuple[Tensor, ...] = ()
     chunk_size: int = 0
     host: Callable[[Tensor, Take], object] | None = None
+    width: int = 0
 
-    def chunks(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Slices of ``x`` along the sequence on which the function is called."""
-        if self.chunk_size <= 0 or x.shape[1] <= self.chunk_size:
-            return (x,)
-        return x.split(self.chunk_size, dim=1)
+    def spans(self, x: Tensor) -> list[slice]:
+        """Positions of the slices of ``x`` ``[B, N, d]`` on which the function is called."""
+        batch, length, _ = x.shape
+        size = length
+        if self.chunk_size > 0:
+            size = min(length, self.chunk_size)
+            if self.width > 0 and x.device.type == "cpu":
+                size = min(size, max(1, _SLICE_ELEMENTS // max(1, batch * self.width)))
+        return [slice(i, min(i + size, length)) for i in range(0, length, max(1, size))]
+
+    def chunks(self, x: Tensor) -> list[Tensor]:
+        """The slices themselves."""
+        return [x[:, span] for span in self.spans(x)]
 
 
 def _widen(x: Tensor) -> Tensor:
@@ -100,8 +114,15 @@ def from_steps(stored: Tensor, grid: float | Tensor | None) -> Tensor:
     """The inverse of :func:`to_steps`: ``grid * stored`` in fp32 (fp64 for int64)."""
     if grid is None:
         return stored
-    wide = torch.float64 if stored.dtype == torch.int64 else torch.float32
-    return stored.to(wide).mul_(grid)
+    if not isinstance(grid, Tensor):
+        grid = torch.full((), grid, dtype=_float_of(stored), device=stored.device)
+    # Times a tensor without dimensions, whole numbers become floats of its dtype in the same pass.
+    return stored * grid
+
+
+def _float_of(stored: Tensor) -> torch.dtype:
+    """The dtype in which a stored stream is read."""
+    return torch.float64 if stored.dtype == torch.int64 else torch.float32
 
 
 class _Gauge:
@@ -127,12 +148,17 @@ class _Gauge:
         """
         wide = steps.dtype
         used = torch.maximum(
-            torch.stack(stored.aminmax()).to(wide).abs().amax() / (_STREAM_SHARE * _RANGE),
-            torch.linalg.vector_norm(steps, torch.inf) / (share * _RANGE),
+            _largest(stored).to(wide) / (_STREAM_SHARE * _RANGE), _largest(steps) / (share * _RANGE)
         )
         # fmax passes over NaN: what a stream turns into must not hide how it came to that.
         self.peak = used if self.peak is None else torch.fmax(self.peak, used)
         return torch.where(used < 1.0, self.grid, torch.nan).to(wide)
+
+
+def _largest(x: Tensor) -> Tensor:
+    """``max |x|`` (a norm would take twenty times as long on a CPU); NaN where there is any."""
+    lowest, highest = x.aminmax()
+    return torch.maximum(-lowest, highest)
 
 
 @dataclass
@@ -142,13 +168,29 @@ class _Tape:
     Attributes:
         position: number of steps whose effect the streams contain; ``None``: no streams.
         stored: the two streams at that position, as :func:`to_steps` stores them.
+        owned: whether nobody else holds a stream, so that it may be changed in place.
     """
 
     position: int | None = None
     stored: list[Tensor] = field(default_factory=list)
+    owned: list[bool] = field(default_factory=lambda: [False, False])
 
     def load(self, position: int, stored: Sequence[Tensor]) -> None:
         self.position, self.stored = position, [s.detach() for s in stored]
+        self.share()
+
+    def share(self) -> None:
+        """Somebody else holds the streams as they are now."""
+        self.owned = [False, False]
+
+    def target(self, index: int) -> Tensor:
+        """Where the result of step ``index`` goes: the stream itself, or fresh memory."""
+        turn = index % 2
+        return self.stored[turn] if self.owned[turn] else torch.empty_like(self.stored[turn])
+
+    def replace(self, index: int, stored: Tensor) -> None:
+        """Step ``index`` has made this of its stream."""
+        self.stored[index % 2], self.owned[index % 2] = stored, True
 
     def clear(self) -> None:
         self.position, self.stored = None, []
@@ -225,12 +267,21 @@ class _Coupling(torch.autograd.Function):
         inputs = tensors[:num_inputs]
         ctx.save_for_backward(*inputs)
         ctx.parameters = tensors[num_inputs:]
-        ctx.step = ReversibleStep(step.function, (), chunk_size=step.chunk_size)
+        ctx.step = replace(step, parameters=(), inputs=(), host=None)
         ctx.surroundings = _Surroundings.capture(source.device)
         with ctx.surroundings.autocast_uncached():
-            added = join([step.function(x, *inputs) for x in step.chunks(source)])
-        stored, out = _add(tape.stored[index % 2], added, gauge)
-        tape.stored[index % 2] = stored
+            if gauge is None:
+                added = join([step.function(x, *inputs) for x in step.chunks(source)])
+                out = tape.stored[index % 2] + added
+                # With its history, the tape would keep itself alive.
+                tape.stored[index % 2] = out.detach()
+            else:
+                stored, total = tape.stored[index % 2], tape.target(index)
+                out = torch.empty_like(stored, dtype=_float_of(stored))
+                for span in step.spans(source):
+                    added = step.function(source[:, span], *inputs)
+                    _add(stored[:, span], added, gauge, total[:, span], out[:, span])
+                tape.replace(index, total)
         tape.position = index + 1
         return out
 
@@ -244,8 +295,7 @@ class _Coupling(torch.autograd.Function):
                 f"the streams at hand are those of position {tape.position}; was a gradient hook "
                 "or a backward pass run out of order?"
             )
-        source = from_steps(tape.stored[1 - index % 2], grid)
-        out = tape.stored[index % 2]
+        source, out = tape.stored[1 - index % 2], tape.stored[index % 2]
         need_source = ctx.needs_input_grad[3]
         need = ctx.needs_input_grad[6:]
         inputs = [
@@ -254,31 +304,30 @@ class _Coupling(torch.autograd.Function):
         tensors = [*inputs, *ctx.parameters]
         wanted = [t for t, n in zip(tensors, need, strict=True) if n]
         totals: list[Tensor | None] = [None] * len(wanted)
-        grad_source = torch.empty_like(source) if need_source else None
-        target = torch.empty_like(out)
-        start = 0
+        grad_source = torch.empty_like(grad_out) if need_source else None
+        target = torch.empty_like(out) if grid is None else tape.target(index)
         with ctx.surroundings.replay():
-            for part in ctx.step.chunks(source):
-                stop = start + part.shape[1]
-                x = part.detach().requires_grad_(need_source)
+            for span in ctx.step.spans(source):
+                x = from_steps(source[:, span], grid).detach().requires_grad_(need_source)
                 with torch.enable_grad():
                     added = ctx.step.function(x, *inputs)
-                steps = to_steps(added.detach(), grid)
-                torch.sub(out[:, start:stop], steps, out=target[:, start:stop])
+                _subtract(out[:, span], added.detach(), grid, target[:, span])
                 grads: Sequence[Tensor | None] = [None] * (len(wanted) + need_source)
                 if added.requires_grad:
                     grads = torch.autograd.grad(
                         added,
                         [x, *wanted] if need_source else wanted,
-                        grad_out[:, start:stop].to(added.dtype),
+                        grad_out[:, span].to(added.dtype),
                         allow_unused=True,
                     )
                 if grad_source is not None:
                     own, grads = grads[0], grads[1:]
-                    grad_source[:, start:stop] = 0.0 if own is None else own
+                    if own is not None and own.shape == grad_source.shape:
+                        grad_source = own.to(grad_source.dtype)
+                    else:
+                        grad_source[:, span] = 0.0 if own is None else own
                 totals = [_accumulate(t, g) for t, g in zip(totals, grads, strict=True)]
-                start = stop
-        tape.stored[index % 2] = target
+        tape.replace(index, target)
         tape.position = index
         if index == 0:
             tape.clear()
@@ -300,25 +349,30 @@ def join(chunks: Sequence[Tensor]) -> Tensor:
     return chunks[0] if len(chunks) == 1 else torch.cat(list(chunks), dim=1)
 
 
-def _add(stored: Tensor, added: Tensor, gauge: _Gauge | None) -> tuple[Tensor, Tensor]:
-    """The stored stream after a step, and what is read of it.
+def _blocks(x: Tensor) -> Iterator[slice]:
+    """Ranges of positions of ``[B, N, d]``, so small that repeated passes over one are cheap."""
+    size = x.shape[1]
+    if x.device.type == "cpu":
+        size = max(1, _BLOCK_ELEMENTS // max(1, x[:, :1].numel()))
+    for start in range(0, x.shape[1], size):
+        yield slice(start, start + size)
 
-    Block by block, so that the passes over a block find it in the processor's cache.
+
+def _add(stored: Tensor, added: Tensor, gauge: _Gauge, total: Tensor, out: Tensor) -> None:
+    """Write the stored stream after a step to ``total`` and what is read of it to ``out``.
+
+    ``total`` may be ``stored`` itself.
     """
-    if gauge is None:
-        total = stored + added
-        return total.detach(), total  # with its history, the tape would keep itself alive
-    total = torch.empty_like(stored)
-    wide = torch.float64 if stored.dtype == torch.int64 else torch.float32
-    out = torch.empty_like(stored, dtype=wide)
-    size = stored.shape[1]
-    if stored.device.type == "cpu":
-        size = max(1, _BLOCK_ELEMENTS // max(1, stored[:, :1].numel()))
-    for block in (slice(i, i + size) for i in range(0, stored.shape[1], size)):
+    for block in _blocks(stored):
         steps = _widen(added[:, block]).mul(1.0 / gauge.grid).round_()
         torch.add(stored[:, block], steps.to(stored.dtype), out=total[:, block])
         torch.mul(total[:, block], gauge.factor(total[:, block], steps), out=out[:, block])
-    return total, out
+
+
+def _subtract(stored: Tensor, added: Tensor, grid: float | None, total: Tensor) -> None:
+    """Write the stored stream before a step to ``total``, which may be ``stored`` itself."""
+    for block in _blocks(stored):
+        torch.sub(stored[:, block], to_steps(added[:, block], grid), out=total[:, block])
 
 
 class _ExactAdd(torch.autograd.Function):
@@ -329,7 +383,8 @@ class _ExactAdd(torch.autograd.Function):
         ctx: Any, stored: Tensor, target: Tensor, added: Tensor, gauge: _Gauge
     ) -> tuple[Tensor, Tensor]:
         ctx.dtype = added.dtype
-        total, out = _add(stored, added, gauge)
+        total, out = torch.empty_like(stored), torch.empty_like(stored, dtype=_float_of(stored))
+        _add(stored, added, gauge, total, out)
         ctx.mark_non_differentiable(total)
         return total, out
 
@@ -368,6 +423,7 @@ class _Anchor(torch.autograd.Function):
     def forward(ctx: Any, tape: _Tape, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         ctx.tape, ctx.position = tape, tape.position
         ctx.save_for_backward(*tape.stored)
+        tape.share()
         return first.view_as(first), second.view_as(second)
 
     @staticmethod

@@ -122,16 +122,10 @@ class SlotLayout:
         self._first_row = first_row + torch.arange(self.heads, device=device)
 
     def groups(self, slices: int) -> Iterator[Group]:
-        """All slices, about ``slices`` at a time."""
-        if slices >= self.heads:
-            step = slices // self.heads
-            for start in range(0, self.batch, step):
-                yield Group(slice(start, min(start + step, self.batch)), slice(0, self.heads))
-            return
-        for row in range(self.batch):
-            for head in range(0, self.heads, slices):
-                stop = min(head + slices, self.heads)
-                yield Group(slice(row, row + 1), slice(head, stop))
+        """All slices, at most ``slices`` at a time, in groups of about the same size."""
+        for rows in _split(self.batch, max(1, slices // self.heads)):
+            for heads in _split(self.heads, slices):
+                yield Group(rows, heads)
 
     def build(self, index: int, group: Group) -> Line:
         """Pass ``index`` of a group."""
@@ -332,3 +326,10 @@ class SlotLayout:
 def _tile_for_reach(reach: int) -> int:
     """A tile of about half the window: a smaller one multiplies slower, a larger one in vain."""
     return min(_MAX_TILE, max(_MIN_TILE, 1 << max(0, (reach // 2 - 1).bit_length())))
+
+
+def _split(count: int, largest: int) -> Iterator[slice]:
+    """``range(count)`` in as few parts of about the same size as have at most ``largest``."""
+    parts = -(-count // largest)
+    for i in range(parts):
+        yield slice(i * count // parts, (i + 1) * count // parts)

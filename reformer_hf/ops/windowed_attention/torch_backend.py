@@ -30,11 +30,11 @@ from reformer_hf.ops.windowed_attention.call import (
 from reformer_hf.ops.windowed_attention.dropout import keep_mask, key_codes, query_codes
 from reformer_hf.ops.windowed_attention.slots import Group, Line, SlotLayout
 
-# Scores formed at a time: 1 MiB in fp32, which with what they are made of fits into the level-2
+# Scores formed at a time: 2 MiB in fp32, which with what they are made of about fits the level-2
 # caches of two cores.
-_SCORE_ELEMENTS = 1 << 18
+_SCORE_ELEMENTS = 1 << 19
 # Numbers of one kind (queries, say) of the slices that share a line, unless one slice has more.
-_LINE_ELEMENTS = 1 << 20
+_LINE_ELEMENTS = 1 << 21
 # Below every real score and above those of pairs that do not see each other.
 _FLOOR = -1e20
 _LOG2_E = math.log2(math.e)

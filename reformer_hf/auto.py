@@ -47,6 +47,7 @@ _MORE_AUTO_CLASSES: tuple[tuple[str, type[PreTrainedConfig], type[PreTrainedMode
 # Tables of class names that transformers asks what a model is for: `Trainer`, which labels to shift
 # when it smooths them; a pipeline, whether it serves the model.
 _NAME_TABLES: dict[str, str] = {
+    "AutoModel": "MODEL_MAPPING_NAMES",
     "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
     "AutoModelForMaskedLM": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
     "AutoModelForSequenceClassification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
@@ -89,9 +90,7 @@ def register(replace_builtin: bool = False) -> None:
     for auto_name, config, model in (*AUTO_TABLE, *_MORE_AUTO_CLASSES):
         getattr(transformers, auto_name).register(config, model, exist_ok=True)
     for auto_name, config, model in AUTO_TABLE:
-        if auto_name in _NAME_TABLES:
-            table = getattr(modeling_auto, _NAME_TABLES[auto_name])
-            table[config.model_type] = model.__name__
+        getattr(modeling_auto, _NAME_TABLES[auto_name])[config.model_type] = model.__name__
     register_weight_names()
     replaced = CONFIG_MAPPING[ORIGINAL_MODEL_TYPE] is OriginalReformerConfig
     if replace_builtin and not replaced:

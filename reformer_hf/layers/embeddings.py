@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from reformer_hf.configuration_reformer import ReformerConfig
 
@@ -92,8 +93,11 @@ class LearnedPositionEmbeddings(nn.Embedding):
 PositionEmbeddings = AxialPositionEmbeddings | LearnedPositionEmbeddings
 
 
-class PositionedInputs(nn.Module):
+class PositionedInputs(GradientCheckpointingLayer):
     """``dropout(token vector) + dropout(position vector)``.
+
+    Reversible layers store no activations, so this is what transformers' gradient checkpointing
+    finds to do in a reversible model: the dropout masks are drawn again instead of kept.
 
     Args:
         config: the model's configuration.

@@ -137,6 +137,12 @@ class ReformerStack(nn.Module):
             return torch.cat((first, second), dim=-1)
         return (first + second) * 0.5
 
+    def _start(self, streams: ResidualStreams) -> Tensor:
+        """The merged streams before the first layer: a tensor that everything depends on."""
+        if self.config.stream_merge == "concat":
+            return self._merge(streams.start, streams.start)
+        return streams.start
+
     def forward(
         self,
         x: Tensor,
@@ -191,7 +197,7 @@ class ReformerStack(nn.Module):
         states: list[Tensor] = []
         for layer in cast("list[ReformerLayer]", self.layers):
             if output_hidden_states:
-                states.append(self._merge(*streams.read()))
+                states.append(self._merge(*streams.read()) if states else self._start(streams))
             for step in layer.steps(context, encoder_states, config.chunk_size_feed_forward):
                 streams.add(step)
         merged = self._merge(*streams.read())

@@ -41,6 +41,7 @@ class ReformerForCausalLM(ReformerGenerationMixin, ReformerPreTrainedModel):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        shift_labels: Tensor | None = None,
         num_hashes: int | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
@@ -60,6 +61,8 @@ class ReformerForCausalLM(ReformerGenerationMixin, ReformerPreTrainedModel):
             inputs_embeds: see there.
             labels: ``[B, N]`` int64, usually ``input_ids``; they are shifted here, and -100 is
                 skipped.
+            shift_labels: ``[B, N]`` int64, the token that every position is to predict, in place of
+                ``labels``: where a sequence is split among processes, a shift would lose its ends.
             num_hashes: see there.
             output_hidden_states: see there.
             output_attentions: see there.
@@ -90,16 +93,18 @@ class ReformerForCausalLM(ReformerGenerationMixin, ReformerPreTrainedModel):
             return_dict=True,
         )
         hidden = out.last_hidden_state
-        if labels is None:
-            last = isinstance(logits_to_keep, int)
-            hidden = hidden[:, slice(-logits_to_keep, None) if last else logits_to_keep]
-        else:
+        if shift_labels is not None:
+            labels = shift_labels
+        elif labels is not None:
             check_shape(labels, hidden.shape[:2], "labels")
             labels = shift_left(labels)
             if attention_mask is not None:
                 # Left padding stands before the first token of a text, but does not predict it.
                 own = attention_mask[:, -labels.shape[1] :]
                 labels = labels.masked_fill(own == 0, IGNORE_INDEX)
+        else:
+            last = isinstance(logits_to_keep, int)
+            hidden = hidden[:, slice(-logits_to_keep, None) if last else logits_to_keep]
         chunk_size = self.config.chunk_size_lm_head if self.training else 0
         loss, logits = vocabulary_head(hidden, self.lm_head, labels, chunk_size, num_items_in_batch)
         return CausalLMOutputWithPast(

@@ -441,6 +441,9 @@ class ResidualStreams:
     Reversible or not, the same sums are formed: with ``reversible=False``, or while gradients are
     off, through plain operations; else through the engine.
 
+    Attributes:
+        start: ``[B, N, d]``, what both streams start as.
+
     Example:
         >>> import torch
         >>> layer = torch.nn.Linear(8, 8)
@@ -477,6 +480,7 @@ class ResidualStreams:
             stored, start = x.detach(), x
         else:
             stored, start = _EnterGrid.apply(x, self._gauge)
+        self.start = start
         self._streams = [start, start]
         self._stored = [stored, stored]
         self._position = 0

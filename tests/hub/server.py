@@ -9,8 +9,9 @@ Not here: Xet (clients set `HF_HUB_DISABLE_XET`), pull requests, gates, datasets
 thing differs: a missing repository is always said with `X-Error-Code`, since the client guesses it
 from the status only over https.
 
-Tests make it fail: after `die_after` more bytes of uploaded content it dies, in the middle of a
-request; the next `cut_downloads` downloads from the object store break off half-way.
+Tests make it fail: after `die_after` more bytes of uploaded content, counted from when
+`spared_commits` more commits were made, it dies in the middle of a request; the next
+`cut_downloads` downloads from the object store break off half-way.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class HubServer(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 128  # or bursts of connections wait for the kernel's second, third .. try
 
     def __init__(self, storage: Storage, users: dict[str, str], port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
@@ -53,6 +55,7 @@ class HubServer(ThreadingHTTPServer):
         self.store_url = f"http://localhost:{self.port}/store"  # to the client another host
         self.part_size: int | None = None
         self.die_after: int | None = None
+        self.spared_commits = 0
         self.cut_downloads = 0
         self.log: list[str] = []
         self.dead = threading.Event()
@@ -137,12 +140,14 @@ class _Handler(BaseHTTPRequestHandler):
             if not block:
                 raise ConnectionError("the client went away")
             content += block
+            if self.server.dead.is_set():
+                raise _Died
             if self.command == "PUT":
                 self._count_upload(len(block))
         return content
 
     def _count_upload(self, size: int) -> None:
-        if self.server.die_after is None:
+        if self.server.die_after is None or self.server.spared_commits > 0:
             return
         self.server.die_after -= size
         if self.server.die_after <= 0:
@@ -387,6 +392,7 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 raise StorageError(400, "", f"unknown operation {key!r}")
         commit = repository.add(branch, title, files)
+        self.server.spared_commits = max(0, self.server.spared_commits - 1)
         address = f"{self.server.url}/{name}/commit/{commit.oid}"
         self._json({"success": True, "commitOid": commit.oid, "commitUrl": address})
 

@@ -162,49 +162,36 @@ def test_without_the_package_the_error_says_what_to_install(
     assert "pip install reformer_hf" in seen.stderr
 
 
-def test_a_private_model_opens_for_its_owner_only(
+def test_others_do_not_see_what_is_private_and_do_not_write(
     pushed: Visit, hub: HubServer, storage: Storage, visit: Visitor
 ) -> None:
     assert storage.repositories[PRIVATE].private
+    before = storage.repositories[NAME].branches["main"]
     code = f"""{PULL}
+from huggingface_hub.errors import HfHubHTTPError
 import reformer_hf
-def attempt(**options):
+def read(**options):
     try:
         return total(load("{PRIVATE}", **options))
     except OSError as error:
         return str(error)
-report(anonymous=attempt(), stranger=attempt(token="{STRANGER_TOKEN}"), wrong=attempt(token="x"))
-report(owner=attempt(token="{OWNER_TOKEN}"))
-"""
-    seen = visit(hub, code, home="curious")
-    for refused in ("anonymous", "stranger"):
-        assert (
-            f"{PRIVATE} is not a local folder and is not a valid model identifier"
-            in (seen[refused])
-        )
-    assert "Invalid credentials in Authorization header" in seen["wrong"]
-    assert seen["owner"] == pushed["second"]
-
-
-def test_a_push_without_the_right_token_leaves_nothing(
-    pushed: Visit, hub: HubServer, storage: Storage, visit: Visitor
-) -> None:
-    before = storage.repositories[NAME].branches["main"]
-    code = f"""
-from huggingface_hub.errors import HfHubHTTPError
-from reformer_hf import ReformerConfig, ReformerModel
-config = ReformerConfig(hidden_size=16, num_attention_heads=1, attn_layers=["local"])
-model = ReformerModel(config)
-def attempt(name, **options):
+report(anonymous=read(), stranger=read(token="{STRANGER_TOKEN}"), wrong=read(token="hf_wrong"))
+report(owner=read(token="{OWNER_TOKEN}"))
+model = load("{NAME}")
+def write(name, token):
     try:
-        model.push_to_hub(name, **options)
+        model.push_to_hub(name, token=token)
         return 200
     except HfHubHTTPError as error:
         return error.response.status_code
-report(stranger=attempt("{NAME}"), wrong=attempt("{OWNER}/new", token="hf_wrong"))
+report(over=write("{NAME}", "{STRANGER_TOKEN}"), new=write("{OWNER}/new", "hf_wrong"))
 """
-    seen = visit(hub, code, home="intruder", token=STRANGER_TOKEN)
-    assert (seen["stranger"], seen["wrong"]) == (403, 401)
+    seen = visit(hub, code, home="stranger")
+    for refused in ("anonymous", "stranger"):
+        assert f"{PRIVATE} is not a local folder and is not a valid model" in seen[refused]
+    assert "Invalid credentials in Authorization header" in seen["wrong"]
+    assert seen["owner"] == pushed["second"]
+    assert (seen["over"], seen["new"]) == (403, 401)
     assert storage.repositories[NAME].branches["main"] == before
     assert f"{OWNER}/new" not in storage.repositories
 
@@ -254,3 +241,32 @@ report(same=torch.equal(weight, again.reformer.word_embeddings.weight))
     assert "generated_from_trainer" in text_of(storage, name, "README.md")
     files = storage.repositories[name].commit_at("main").files
     assert {"tokenizer.json", "modeling_reformer_hf.py", "training_args.bin"} <= files.keys()
+
+
+def test_pickles_and_broken_files_on_the_hub_are_named(
+    hub: HubServer, storage: Storage, visit: Visitor, pushed: Visit
+) -> None:
+    good = storage.repositories[SHARDED].commit_at("main").files
+    shard = min(path for path in good if path.startswith("model-00001"))
+    pickled = {path: file for path, file in good.items() if not path.startswith("model")}
+    broken = {
+        "pickled": {**pickled, "pytorch_model.bin": StoredFile.regular(b"\x80\x02")},
+        "cut-shard": {**good, shard: StoredFile.regular(storage.content(good[shard])[:-1])},
+        "no-index": {**good, "model.safetensors.index.json": StoredFile.regular(b"{}")},
+    }
+    for name, files in broken.items():
+        storage.create(f"{OWNER}/{name}", private=False)
+        storage.repositories[f"{OWNER}/{name}"].add("main", "spoiled", files)
+    code = f"""{PULL}
+import reformer_hf
+for name in {list(broken)}:
+    try:
+        load("{OWNER}/" + name)
+    except ValueError as error:
+        report(**{{name: str(error)}})
+"""
+    seen = visit(hub, code, home="victim")
+    assert f"got pytorch_model.bin in {OWNER}/pickled: only safetensors are read" in seen["pickled"]
+    assert f"{shard} is not a whole safetensors file" in seen["cut-shard"]
+    assert "model.safetensors.index.json must hold the objects" in seen["no-index"]
+    assert not any("GET" in line and "pytorch_model" in line for line in hub.log)

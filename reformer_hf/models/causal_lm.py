@@ -41,7 +41,6 @@ class ReformerForCausalLM(ReformerGenerationMixin, ReformerPreTrainedModel):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        shift_labels: Tensor | None = None,
         num_hashes: int | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
@@ -61,8 +60,6 @@ class ReformerForCausalLM(ReformerGenerationMixin, ReformerPreTrainedModel):
             inputs_embeds: see there.
             labels: ``[B, N]`` int64, usually ``input_ids``; they are shifted here, and -100 is
                 skipped.
-            shift_labels: ``[B, N]`` int64, the token that every position is to predict, in place of
-                ``labels``: where a sequence is split among processes, a shift would lose its ends.
             num_hashes: see there.
             output_hidden_states: see there.
             output_attentions: see there.
@@ -72,7 +69,10 @@ class ReformerForCausalLM(ReformerGenerationMixin, ReformerPreTrainedModel):
             past_key_values: see there.
             use_cache: see there.
             planned_lengths: see there.
-            **kwargs: accepted for compatibility.
+            **kwargs: accepted for compatibility. ``shift_labels`` ``[B, N]`` int64, the token that
+                every position is to predict, stands in for ``labels``: where a sequence is split
+                among processes, a shift would lose its ends. (`Trainer` takes every argument whose
+                name has "label" in it for one that the data must have.)
 
         Returns:
             ``loss``, ``logits`` ``[B, N, V]``, ``past_key_values``, ``hidden_states``,
@@ -93,8 +93,8 @@ class ReformerForCausalLM(ReformerGenerationMixin, ReformerPreTrainedModel):
             return_dict=True,
         )
         hidden = out.last_hidden_state
-        if shift_labels is not None:
-            labels = shift_labels
+        if kwargs.get("shift_labels") is not None:
+            labels = kwargs["shift_labels"]
         elif labels is not None:
             check_shape(labels, hidden.shape[:2], "labels")
             labels = shift_left(labels)

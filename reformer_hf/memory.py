@@ -25,8 +25,11 @@ OPTIMIZER_NUMBERS = {"adamw": 2, "sgd": 0, "none": 0}
 
 # Bytes of the residual streams' numbers: fp32, and int32 as they are stored.
 _STREAM = 4
-# Scores that the vectorised attention backend forms at a time.
+# What the vectorised attention backend forms at a time: scores, and numbers of sorted slices.
 SCORE_ELEMENTS = 1 << 19
+LINE_ELEMENTS = 1 << 21
+# Numbers per inner activation of a slice of a feed-forward layer on a CPU.
+SLICE_ELEMENTS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -79,13 +82,12 @@ def estimate_memory(
 
     * parameters, gradients, optimizer: 4 bytes per weight for each number;
     * a stream is ``s = 4 n d``; the stack keeps two, whatever its depth;
-    * attention, backward: streams read, restored and rounded ``3 s``, their gradients ``3 s``;
-      the normalised input (one copy, under autocast one per projection), the output of the layer,
-      ``w n d`` each; heads ``w n H D``: ``P`` projections, the attended values, the gradients of
-      all these, and in LSH one more; sorted copies of the slices at work, and five int64 tensors
-      ``[B, H, R, N]`` of the order;
-    * feed-forward, backward: the same streams; for the ``c`` positions of a slice three inner
-      activations ``w c f`` and the gradients of its weights once more;
+    * attention, backward: the stream that is read and three gradients, ``4 s``; the normalised
+      input (one copy, under autocast one per projection), the output of the layer, ``w n d`` each;
+      heads ``w n H D``: ``P`` projections, the attended values, and the gradients of all these;
+      sorted copies of the slices at work, and five int64 tensors ``[B, H, R, N]`` of the order;
+    * feed-forward, backward: three gradients ``3 s``; for the ``c`` positions of a slice three
+      inner activations ``w c f`` and the gradients of its weights once more;
     * head: the streams as they are read ``2 s``, their mean, its normalisation and gradients, and
       three fp32 tensors ``n V`` (log-probabilities and two gradients); with ``chunk_size_lm_head``
       two, of one slice.
@@ -104,7 +106,7 @@ def estimate_memory(
         target_length: tokens of a target; default: `max_target_positions`.
         dtype: of the arithmetic. fp16 and bf16 mean autocast: parameters stay in fp32.
         optimizer: ``"adamw"``, ``"sgd"`` or ``"none"``.
-        device: ``"cpu"`` or ``"cuda"``; the vectorised backend needs the same on both.
+        device: ``"cpu"`` or ``"cuda"``: slices of feed-forward layers are shorter on a CPU.
 
     Raises:
         ValueError: a size that is not positive or above what the configuration allows, or an
@@ -122,9 +124,9 @@ def estimate_memory(
     parameters = 4 * weights
     width = dtype.itemsize
     if isinstance(config, ReformerSeq2SeqConfig):
-        parts = _encoder_decoder(config, batch_size, length, target_length, width)
+        parts = _encoder_decoder(config, batch_size, length, target_length, width, device)
     else:
-        parts = _language_model(config, batch_size, length, width)
+        parts = _language_model(config, batch_size, length, width, device)
     streams, sublayer, logits = parts
     return MemoryEstimate(
         parameters=parameters,
@@ -148,22 +150,28 @@ def count_parameters(config: ReformerConfig) -> int:
 
 
 def _language_model(
-    config: ReformerConfig, batch: int, length: int, width: int
+    config: ReformerConfig, batch: int, length: int, width: int, device: str
 ) -> tuple[int, int, int]:
     """Bytes of streams, of the costliest sub-layer, and of the head."""
-    rows = batch * length
-    stack = _Stack(config, config.attn_layers, config.feed_forward_size, batch, length, width)
+    rows, inner = batch * length, config.feed_forward_size
+    stack = _Stack(config, config.attn_layers, inner, batch, length, width, device)
     return stack.kept(), stack.sublayer(), _head(config, rows, width)
 
 
 def _encoder_decoder(
-    config: ReformerSeq2SeqConfig, batch: int, length: int, target_length: int | None, width: int
+    config: ReformerSeq2SeqConfig,
+    batch: int,
+    length: int,
+    target_length: int | None,
+    width: int,
+    device: str,
 ) -> tuple[int, int, int]:
     """Likewise: the encoder waits with its streams and its output while the decoder works."""
     target = config.max_target_positions if target_length is None else target_length
-    encoder = _Stack(config, config.attn_layers, config.feed_forward_size, batch, length, width)
-    inner = config.decoder_feed_forward_size or config.feed_forward_size
-    decoder = _Stack(config, config.decoder_attn_layers, inner, batch, target, width)
+    inner = config.feed_forward_size
+    encoder = _Stack(config, config.attn_layers, inner, batch, length, width, device)
+    inner = config.decoder_feed_forward_size or inner
+    decoder = _Stack(config, config.decoder_attn_layers, inner, batch, target, width, device)
     # The encoder's merged streams before and after the last norm, and the gradient of the latter.
     states = 3 * _STREAM * batch * length * config.merged_size()
     cross = decoder.cross_attention(batch * length)
@@ -185,6 +193,7 @@ class _Stack:
     batch: int
     length: int
     width: int
+    device: str
 
     @property
     def _rows(self) -> int:
@@ -225,13 +234,13 @@ class _Stack:
         return self._features(self._rows) + 2 * self.width * self._rows * self.inner_size
 
     def _moving_streams(self) -> int:
-        """Read, restored and rounded streams, and the gradients of both and of the one read."""
-        return (6 if self.config.reversible else 3) * self._stream
+        """Gradients of both streams and of the one read, and the one read."""
+        return (4 if self.config.reversible else 3) * self._stream
 
     def sublayer(self) -> int:
         """The costliest sub-layer in the backward pass, beyond what is kept."""
-        working = [self._feed_forward(), *(self._attention(kind) for kind in {*self.kinds})]
-        return self._moving_streams() + max(working)
+        attention = max(self._attention(kind) for kind in {*self.kinds})
+        return max(3 * self._stream + self._feed_forward(), self._moving_streams() + attention)
 
     def _attention(self, kind: str) -> int:
         config, projections = self.config, self._projections(kind)
@@ -243,23 +252,28 @@ class _Stack:
         rounds = config.num_hashes if kind == "lsh" else 1
         if kind == "lsh":
             order = 5 * 8 * self._rows * config.num_attention_heads * rounds
-            working += self._heads(self._rows) + order
+            working += order
         return working + self._slices(kind)
 
     def _slices(self, kind: str) -> int:
         """Sorted copies of the slices that the vectorised backend works on, and tiles of scores."""
         config = self.config
-        chunk: int = getattr(config, f"{kind}_attn_chunk_length")
-        before: int = getattr(config, f"{kind}_num_chunks_before")
-        keys = chunk * (1 + before)
-        slices = max(1, SCORE_ELEMENTS // max(1, self.length * keys))
-        slices = min(slices, self.batch * config.num_attention_heads)
-        copies = 12 * _STREAM * slices * self.length * config.attention_head_size
-        return copies + 4 * _STREAM * min(SCORE_ELEMENTS, slices * self.length * keys)
+        size = config.attention_head_size
+        slices = min(
+            max(1, LINE_ELEMENTS // (self.length * size)), self.batch * config.num_attention_heads
+        )
+        reach: int = getattr(config, f"{kind}_attn_chunk_length")
+        # Gradients by slot, their sums over the rounds, and what is about to be added or written.
+        lines = 12 * _STREAM * slices * self.length * size
+        # Scores, visibility, weights and their gradients; and inputs of half as many keys.
+        scores = min(SCORE_ELEMENTS, 2 * slices * self.length * reach)
+        return lines + 5 * _STREAM * scores + 8 * _STREAM * scores * size // (2 * reach)
 
     def _feed_forward(self) -> int:
         config = self.config
         chunk = config.chunk_size_feed_forward or self.length
+        if config.chunk_size_feed_forward and self.device == "cpu":
+            chunk = min(chunk, max(1, SLICE_ELEMENTS // (self.batch * self.inner_size)))
         rows = self.batch * min(chunk, self.length)
         inner = 3 * self.width * rows * self.inner_size
         weights = 2 * config.hidden_size * self.inner_size

@@ -17,7 +17,15 @@ from reformer_hf import (
     ReformerForConditionalGeneration,
     ReformerSeq2SeqConfig,
 )
-from reformer_hf.memory import SCORE_ELEMENTS, MemoryEstimate, estimate_memory, main
+from reformer_hf.memory import (
+    LINE_ELEMENTS,
+    SCORE_ELEMENTS,
+    SLICE_ELEMENTS,
+    MemoryEstimate,
+    estimate_memory,
+    main,
+)
+from reformer_hf.ops import reversible
 from reformer_hf.ops.windowed_attention import torch_backend
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,8 +121,10 @@ def test_a_longer_target_takes_more():
     assert estimate_memory(config, 2, 4096) == long
 
 
-def test_the_tiles_are_those_of_the_backend():
+def test_the_sizes_of_blocks_are_those_of_the_operations():
     assert SCORE_ELEMENTS == torch_backend._SCORE_ELEMENTS
+    assert LINE_ELEMENTS == torch_backend._LINE_ELEMENTS
+    assert SLICE_ELEMENTS == reversible._SLICE_ELEMENTS
 
 
 @pytest.mark.parametrize(

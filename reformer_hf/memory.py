@@ -27,7 +27,7 @@ OPTIMIZER_NUMBERS = {"adamw": 2, "sgd": 0, "none": 0}
 _STREAM = 4
 # What the vectorised attention backend forms at a time: scores, and numbers of sorted slices.
 SCORE_ELEMENTS = 1 << 19
-LINE_ELEMENTS = 1 << 21
+LINE_ELEMENTS = 1 << 20
 # Numbers per inner activation of a slice of a feed-forward layer on a CPU.
 SLICE_ELEMENTS = 1 << 22
 
@@ -264,7 +264,7 @@ class _Stack:
         )
         reach: int = getattr(config, f"{kind}_attn_chunk_length")
         # Gradients by slot, their sums over the rounds, and what is about to be added or written.
-        lines = 12 * _STREAM * slices * self.length * size
+        lines = 10 * _STREAM * slices * self.length * size
         # Scores, visibility, weights and their gradients; and inputs of half as many keys.
         scores = min(SCORE_ELEMENTS, 2 * slices * self.length * reach)
         return lines + 5 * _STREAM * scores + 8 * _STREAM * scores * size // (2 * reach)

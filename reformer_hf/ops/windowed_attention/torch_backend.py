@@ -34,7 +34,7 @@ from reformer_hf.ops.windowed_attention.slots import Group, Line, SlotLayout
 # caches of two cores.
 _SCORE_ELEMENTS = 1 << 19
 # Numbers of one kind (queries, say) of the slices that share a line, unless one slice has more.
-_LINE_ELEMENTS = 1 << 21
+_LINE_ELEMENTS = 1 << 20
 # Below every real score and above those of pairs that do not see each other.
 _FLOOR = -1e20
 _LOG2_E = math.log2(math.e)

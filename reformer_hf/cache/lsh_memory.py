@@ -15,6 +15,7 @@ from reformer_hf.cache.token_memory import TokenMemory
 from reformer_hf.ops.bucket_rings import (
     BucketRings,
     RingChange,
+    append_newest,
     append_to_rings,
     empty_rings,
     rings_from_order,
@@ -38,6 +39,7 @@ class LSHMemory(TokenMemory):
     Attributes:
         buckets: ``[B, H, capacity, R]`` int16 or int32, from which rings can be made again.
         rings: the last ``W`` tokens of every bucket.
+        sight: who sees whom, as the first call had it.
         hasher: the hash functions, which stay the same for as long as the memory lives.
     """
 
@@ -61,6 +63,7 @@ class LSHMemory(TokenMemory):
         self.lazy_initialization(query_key, value)
         self.hasher = RowHasher(settings, per_row, num_positions=query_key.shape[2])
         self.window, self.num_buckets = window.before, self.hasher.num_buckets
+        self.sight = window
         # With one bucket all rounds are alike, and nothing is hashed.
         rounds = 1 if self.num_buckets == 1 else settings.num_hashes
         batch, heads = query_key.shape[:2]
@@ -175,7 +178,11 @@ class LSHMemory(TokenMemory):
         rows = self.rings.rows(buckets)
         position = self.timeline.per_row(self.timeline.ends)
         out = attend_newest(query, rows=rows, position=position, **self._arguments(buckets, window))
-        self._append(rows, torch.zeros_like(rows), self.timeline.coming_positions())
+        if self.timeline.recording:
+            self._append(rows, torch.zeros_like(rows), self.timeline.coming_positions())
+        else:
+            append_newest(self.rings, rows, position)
+            self._changes.clear()
         return out
 
     def _append(self, rows: Tensor, earlier: Tensor, positions: Tensor) -> None:

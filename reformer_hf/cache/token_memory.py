@@ -47,7 +47,6 @@ class TokenMemory(CacheLayerMixin):
         self.values = value_states.new_zeros((batch, heads, 0, value_states.shape[-1]))
         self.is_initialized = True
 
-    @torch.no_grad()
     def prepare(self, key: Tensor, value: Tensor) -> None:
         """Room for the coming keys and values ``[B, H, n, D]``.
 
@@ -84,13 +83,13 @@ class TokenMemory(CacheLayerMixin):
             new[:, :, : old.shape[2]] = old
             setattr(self, name, new)
 
-    @torch.no_grad()
     def write(self, **new: Tensor) -> None:
         """Store ``[B, H, n, ..]`` of the coming tokens; of too many, the last ones stay.
 
         What is stored is a copy without a history: gradients end at the memory.
         """
         time, modulus = self.timeline, self.modulus
+        new = {name: x.detach() for name, x in new.items()}
         if time.uniform:
             skip = 0 if modulus is None else max(0, time.coming - modulus)
             start, count = time.ends[0] + skip, time.coming - skip

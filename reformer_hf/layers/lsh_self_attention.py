@@ -64,6 +64,8 @@ class LSHSelfAttention(SelfAttention):
         self, cache: ReformerCache, context: ForwardContext, query_key: Tensor, value: Tensor
     ) -> tuple[LSHMemory, AttentionWindow]:
         memory = cache.lsh_layer(self.layer_index)
+        if memory.is_initialized and memory.sight.dropout == 0.0 and not self.training:
+            return memory, memory.sight
         arguments = self._arguments(context)
         window: AttentionWindow = arguments["window"]
         if not memory.is_initialized:

@@ -31,16 +31,14 @@ class BucketRings:
     entries: Tensor
     counts: Tensor
 
-    @property
-    def window(self) -> int:
-        """Slots of a ring, ``W``."""
-        return self.entries.shape[-1]
+    def __post_init__(self) -> None:
+        batch, heads, rounds, num_buckets, self.window = self.entries.shape
+        first = torch.arange(batch * heads * rounds, device=self.entries.device) * num_buckets
+        self._first = first.view(batch, heads, rounds, 1)
 
     def rows(self, buckets: Tensor) -> Tensor:
         """Numbers ``[B, H, R, n]`` of the rings of buckets ``[B, H, R, n]``, for :meth:`flat`."""
-        batch, heads, rounds, num_buckets, _ = self.entries.shape
-        first = torch.arange(batch * heads * rounds, device=buckets.device) * num_buckets
-        return buckets + first.view(batch, heads, rounds, 1)
+        return buckets + self._first
 
     def flat(self) -> tuple[Tensor, Tensor]:
         """Entries ``[rings, W]`` and counts ``[rings]``, views."""
@@ -154,6 +152,26 @@ def append_to_rings(
     line.index_copy_(0, slots.flatten(), new.flatten())
     counts.index_add_(0, flat_rows, torch.ones_like(flat_rows, dtype=counts.dtype))
     return change
+
+
+def append_newest(rings: BucketRings, rows: Tensor, position: Tensor | int) -> None:
+    """:func:`append_to_rings` for one token of every row, in fewer operations.
+
+    Args:
+        rings: the rings.
+        rows: ``[B, H, R, 1]`` int64.
+        position: ``[B, 1, 1]`` int64, or one number for all rows.
+    """
+    entries, counts = rings.flat()
+    row = rows.view(-1)
+    number = counts.index_select(0, row)
+    slots = number.remainder(rings.window).add(row, alpha=rings.window)
+    if isinstance(position, int):
+        entries.view(-1).index_fill_(0, slots, position)
+    else:
+        new = position.to(torch.int32).expand(rows.shape[:3]).flatten()
+        entries.view(-1).index_copy_(0, slots, new)
+    counts.index_copy_(0, row, number + 1)
 
 
 def take_back(rings: BucketRings, change: RingChange) -> None:

@@ -37,16 +37,16 @@ class DecodingStreams:
             self._streams = [x, x]
             return
         self._wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        steps = self._to_steps(x)
+        steps = self._to_steps(x).to(torch.float64)
         self._steps = [steps, steps]
         start = self._from_steps(steps)
         self._streams = [start, start]
 
     def _to_steps(self, x: Tensor) -> Tensor:
-        return x.to(self._wide).mul(1.0 / (self._grid or 1.0)).round_().to(torch.float64)
+        return x.to(self._wide).mul(1.0 / (self._grid or 1.0)).round_()
 
     def _from_steps(self, steps: Tensor) -> Tensor:
-        return steps.to(self._wide) * (self._grid or 1.0)
+        return steps.mul(self._grid or 1.0).to(self._wide)
 
     def add(self, function: Callable[[Tensor], Tensor]) -> None:
         """Add ``f(other stream)`` to the stream whose turn it is."""

@@ -5,6 +5,7 @@ Similar vectors should share a bucket; attention then only looks inside buckets.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -193,7 +194,6 @@ def _project_block(vectors: Tensor, projections: HashProjections) -> Tensor:
     return _angular_block(vectors, projections.weights, factors)
 
 
-@torch.no_grad()
 def apply_projections(
     vectors: Tensor, projections: HashProjections, positions: Tensor | None = None
 ) -> Tensor:
@@ -216,7 +216,10 @@ def apply_projections(
         if positions is None:
             return table[:length].permute(1, 2, 0).expand(batch, -1, -1, -1)
         return table[positions].permute(0, 2, 3, 1)
-    with torch.autocast(device.type, enabled=False):
+    plain = contextlib.nullcontext()
+    if torch.is_autocast_enabled(device.type):
+        plain = torch.autocast(device.type, enabled=False)
+    with plain:
         columns = projections.weights[0, 0].numel()
         block = max(1, _BLOCK_ELEMENTS // max(1, batch * heads * columns))
         if length <= block:

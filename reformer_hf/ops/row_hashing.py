@@ -152,7 +152,6 @@ class RowHasher:
             self._projections.clear()
             self.take_rows(self.per_row)
 
-    @torch.no_grad()
     def __call__(self, vectors: Tensor, positions: Tensor | None = None) -> Tensor:
         """Buckets ``[B, H, R, N]`` int64 of vectors ``[B, H, N, D]``.
 

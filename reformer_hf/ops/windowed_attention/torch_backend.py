@@ -3,7 +3,8 @@
 No ``N x N`` tensor is formed. The sorted tokens of a row and head are cut into tiles of ``C``
 queries, and the keys of a tile are read through an overlapping strided view of the gathered keys,
 so that the look-back is not copied. Work proceeds in blocks of tiles that are gathered, multiplied
-and reduced while they stay in the processor's cache.
+and reduced while they stay in the processor's cache, in fp32 (fp64 for fp64 inputs) whatever the
+dtype of the inputs: products of such small matrices gain less from bf16 than its conversions cost.
 
 The backward pass is written by hand from ``q, k, v, o, lse`` and the order (nothing else is kept):
 with ``lse`` merged over the rounds,
@@ -97,9 +98,11 @@ class _Scratch:
         return buffer[:size].view(*shape)
 
     def gather(self, name: str, rows: Tensor, index: Tensor) -> Tensor:
-        """Rows ``[rows, D]`` at ``[..]`` as ``[.., D]``."""
+        """Rows ``[rows, D]`` at ``[..]`` as ``[.., D]``, in fp32 or fp64."""
         out = self.take(name, (index.numel(), rows.shape[-1]), rows.dtype)
         torch.index_select(rows, 0, index.reshape(-1), out=out)
+        if rows.dtype.itemsize < 4:
+            out = self.take(name, out.shape, torch.float32).copy_(out)
         return out.view(*index.shape, -1)
 
     def bmm(self, name: str, a: Tensor, b: Tensor) -> Tensor:
@@ -154,9 +157,8 @@ class _Kernel:
         if self.key_rows is None:
             shared = gather("shared", self.query_rows, key_row)
             query = shared[layout.before : layout.before + count * layout.tile]
-            wide = shared.to(self.wide)
-            normed = self.scratch.take("normed", wide.shape, self.wide)
-            key = torch.mul(wide, inverse_key_norm(wide), out=normed).to(shared.dtype)
+            normed = self.scratch.take("normed", shared.shape, self.wide)
+            key = torch.mul(shared, inverse_key_norm(shared), out=normed)
         else:
             query = gather("query", self.query_rows, line.row[layout.query_slots(first, last)])
             key = gather("key", self.key_rows, key_row)
@@ -169,13 +171,11 @@ class _Kernel:
         """``[T', C, K]`` scores, far below all others where a query does not see a key."""
         layout = self.layout
         shape = (last - first, layout.tile, layout.num_keys)
-        if layout.band is not None and query.dtype == self.wide:
+        if layout.band is None:
+            scores = self.scratch.bmm("scores", query, key.transpose(1, 2))
+        else:
             scores = self.scratch.take("scores", shape, self.wide)
             torch.baddbmm(layout.band.expand(shape), query, key.transpose(1, 2), out=scores)
-        else:
-            scores = self.scratch.bmm("scores", query, key.transpose(1, 2)).to(self.wide)
-            if layout.band is not None:
-                scores += layout.band
         gap = self.scratch.take("gap", shape, self.wide)
         return layout.mask_scores_(scores, gap, line, first, last)
 
@@ -234,7 +234,7 @@ class _Kernel:
         """
         layout, take = self.layout, self.scratch.take
         slots = line.row.shape[0]
-        mixed = take("mixed", (slots, self.value_rows.shape[-1]), self.value_rows.dtype)
+        mixed = take("mixed", (slots, self.value_rows.shape[-1]), self.wide)
         highest, total = (take(name, (slots,), self.wide) for name in ("highest", "total"))
         codes = self._codes(group, line) if self.window.dropout > 0.0 else None
         for first, last in self._blocks(group):
@@ -246,8 +246,7 @@ class _Kernel:
             layout.query_tiles(total, first, last).copy_(_row_sums(weights))
             if codes is not None:
                 weights *= self._keep(codes, first, last)
-            out = self._query_tiles(mixed, first, last)
-            torch.bmm(weights.to(value.dtype), value, out=out)
+            torch.bmm(weights, value, out=self._query_tiles(mixed, first, last))
         return mixed, highest, total
 
     # ---- backward ----
@@ -331,21 +330,15 @@ class _Kernel:
                 outs *= layout.query_tiles(factor[0], first, last)
             scores = self._scores(line, query, key, first, last)
             weights = _exp_(scores.sub_(layout.query_tiles(lse, first, last)))
-            grad_weights = scratch.bmm("grad_weights", outs, value.transpose(1, 2)).to(self.wide)
+            grad_weights = scratch.bmm("grad_weights", outs, value.transpose(1, 2))
             kept = weights
             if codes is not None:
                 keep = self._keep(codes, first, last)
                 kept = weights * keep
                 grad_weights *= keep
             grad_weights -= layout.query_tiles(delta, first, last)
-            grad_scores = grad_weights.mul_(weights).to(query.dtype)
-            kept = kept.to(value.dtype)
-            if query.dtype == self.wide:
-                torch.bmm(grad_scores, key, out=self._query_tiles(grad_query, first, last))
-            else:
-                self._query_tiles(grad_query, first, last).copy_(
-                    scratch.bmm("grad_queries", grad_scores, key)
-                )
+            grad_scores = grad_weights.mul_(weights)
+            torch.bmm(grad_scores, key, out=self._query_tiles(grad_query, first, last))
             self._spread_(
                 grad_key, scratch.bmm("spread", grad_scores.transpose(1, 2), query), first
             )
@@ -377,7 +370,7 @@ class _RoundMerge:
         """Take in ``a`` ``[S, D]``, ``m`` and ``s`` ``[S]`` of a line, by the slots of tokens."""
         sums = self._sums
         name = "part" if sums else "sum"
-        own = self._scratch.gather(name, mixed, slots).to(highest.dtype)
+        own = self._scratch.gather(name, mixed, slots)
         own_highest, own_total = highest[slots], total[slots]
         if not sums:
             self._sums = [own, own_highest, own_total]

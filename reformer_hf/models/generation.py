@@ -6,6 +6,7 @@ tokens together, with and without memory: both compute the same function.
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import Any
 
@@ -19,6 +20,15 @@ from reformer_hf.configuration_reformer import ReformerSeq2SeqConfig
 logger = logging.getLogger(__name__)
 
 _CACHES = (None, "dynamic")
+
+
+@functools.cache
+def _say_once_that_there_is_no_memory() -> None:
+    logger.warning(
+        "attention_pattern='chunk' decodes without memory, every step reads the whole sequence: in "
+        "this pattern a later token changes what earlier ones see, so a memory would compute "
+        "something else"
+    )
 
 
 class ReformerGenerationMixin(GenerationMixin):
@@ -50,7 +60,7 @@ class ReformerGenerationMixin(GenerationMixin):
                 f"got {generation_config.cache_implementation!r}"
             )
         if self.config.attention_pattern != "window":
-            # There a later token changes what earlier ones see: nothing to plan, nothing to keep.
+            _say_once_that_there_is_no_memory()
             return
         planned = self._planned_lengths(model_kwargs, max_cache_length + 1)
         if generation_config.use_cache is False or generation_config.output_attentions:

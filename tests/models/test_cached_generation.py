@@ -18,6 +18,7 @@ from reformer_hf import (
     ReformerPreTrainedModel,
     byte_tokenizer,
 )
+from reformer_hf.models import generation
 from tests.models.builders import HEAD_OF, LAYER_MIXES, Head, pad_rows, random_ids
 
 TOLERANCE = 1e-4
@@ -104,6 +105,48 @@ def test_whatever_the_configuration(options: dict[str, Any]) -> None:
     assert_same(built(HEAD_OF["causal_lm"], ("local", "lsh"), **options), *texts(50, batch=2))
 
 
+# ---- long texts, against one pass over what was written ----
+
+
+def one_pass(model: ReformerPreTrainedModel, ids: Tensor, mask: Tensor, out: Any) -> Tensor:
+    """The logits `[B, new, V]` from which the tokens of a generation follow, all at once."""
+    written = out.sequences
+    if model.config.is_encoder_decoder:
+        rows = written.shape[0] // ids.shape[0]
+        source, mask = ids.repeat_interleave(rows, 0), mask.repeat_interleave(rows, 0)
+        decoder = {"decoder_input_ids": written[:, :-1], "planned_lengths": written.shape[1]}
+        return model(source, attention_mask=mask, **decoder).logits
+    mask = mask.repeat_interleave(written.shape[0] // ids.shape[0], 0)
+    mask = torch.cat((mask, mask.new_ones(len(mask), written.shape[1] - mask.shape[1])), dim=1)
+    planned = mask.sum(1).tolist()
+    logits = model(written, attention_mask=mask, planned_lengths=planned).logits
+    return logits[:, ids.shape[1] - 1 : -1]
+
+
+def assert_long_text(model: ReformerPreTrainedModel, length: int, batch: int) -> None:
+    ids, mask = texts(length, batch)
+    out = write(model, ids, mask, max_new_tokens=200)
+    expected = one_pass(model, ids, mask, out)
+    assert (torch.stack(out.logits, dim=1) - expected).abs().max() <= TOLERANCE
+    assert torch.equal(out.sequences[:, -200:], expected.argmax(-1))
+
+
+def assert_long_beams(model: ReformerPreTrainedModel, length: int) -> None:
+    ids, mask = texts(length, batch=1)
+    beams = {"num_beams": 4, "num_return_sequences": 4, "length_penalty": 0.0}
+    out = write(model, ids, mask, max_new_tokens=200, output_scores=True, **beams)
+    chosen = out.sequences[:, -200:].unsqueeze(-1)
+    scores = one_pass(model, ids, mask, out).log_softmax(-1).gather(-1, chosen).sum((1, 2))
+    torch.testing.assert_close(out.sequences_scores, scores, atol=1e-3, rtol=0)
+
+
+@torch.no_grad()
+def test_two_hundred_tokens_after_a_thousand() -> None:
+    options = {"lsh_attn_chunk_length": 64, "local_attn_chunk_length": 64}
+    model = built(HEAD_OF["causal_lm"], ("full", "lsh", "local"), num_hashes=4, **options)
+    assert_long_text(model, 1000, batch=3)
+
+
 @pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("rounds", [1, 4])
@@ -112,18 +155,19 @@ def test_whatever_the_configuration(options: dict[str, Any]) -> None:
 def test_two_hundred_tokens(layers: tuple[str, ...], rounds: int, length: int) -> None:
     options = {"lsh_attn_chunk_length": 64, "local_attn_chunk_length": 64}
     model = built(HEAD_OF["causal_lm"], layers, num_hashes=rounds, **options)
-    for batch, num_beams in ((1, 1), (3, 1), (1, 4)):
-        assert_same(model, *texts(length, batch), num_beams=num_beams, max_new_tokens=200)
+    assert_long_text(model, length, batch=1)
+    assert_long_text(model, length, batch=3)
+    assert_long_beams(model, length)
 
 
 @pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("layers", LAYER_MIXES, ids="-".join)
-@pytest.mark.parametrize("num_beams", [1, 4])
-def test_two_hundred_tokens_of_a_target(layers: tuple[str, ...], num_beams: int) -> None:
+def test_two_hundred_tokens_of_a_target(layers: tuple[str, ...]) -> None:
     model = built(HEAD_OF["seq2seq_lm"], layers)
     for length in (1, 64, 1000):
-        assert_same(model, *texts(length, 3), num_beams=num_beams, max_new_tokens=200)
+        assert_long_text(model, length, batch=3)
+        assert_long_beams(model, length)
 
 
 # ---- the memory is what makes it so ----
@@ -306,3 +350,18 @@ def test_the_pipeline_and_the_text_streamer_write_text(capsys: pytest.CaptureFix
     new = written[0, inputs["input_ids"].shape[1] :]
     assert tokenizer.decode(new, skip_special_tokens=True) == text
     assert capsys.readouterr().out.strip() == text.strip()
+
+
+@torch.no_grad()
+def test_the_chunk_pattern_decodes_without_memory_and_says_so(
+    generating_head: Head, caplog: pytest.LogCaptureFixture
+) -> None:
+    generation._say_once_that_there_is_no_memory.cache_clear()
+    model = built(generating_head, ("lsh", "local"), attention_pattern="chunk")
+    ids, mask = texts(30, batch=1)
+    out = write(model, ids, mask, use_cache=True)
+    assert out.past_key_values is None
+    assert torch.equal(out.sequences, write(model, ids, mask, use_cache=False).sequences)
+    assert [r.levelname for r in caplog.records if "without memory" in r.message] == ["WARNING"]
+    with pytest.raises(ValueError, match="must be 'window' for a memory"):
+        model(ids, decoder_input_ids=ids, use_cache=True)

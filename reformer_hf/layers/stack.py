@@ -9,7 +9,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
 from reformer_hf.configuration_reformer import ReformerConfig, ReformerSeq2SeqConfig
 from reformer_hf.layers.chunk_pattern import arrange_for_chunks
@@ -77,10 +77,12 @@ class ReformerLayer(nn.Module):
         """The layer's residual sub-layers, in order.
 
         Raises:
-            ValueError: FSDP2 was applied to modules that it cannot serve here.
+            ValueError: weights were sharded in a way that does not work here.
         """
         if isinstance(self, FSDPModule):
             raise_wrong_sharding(type(self).__name__, "the layer itself is never called")
+        if any(isinstance(part, FullyShardedDataParallel) for part in self.children()):
+            raise_wrong_sharding("FullyShardedDataParallel", "that is FSDP1")
         steps = [self.attention.step(context=context)]
         if self.cross_attention is not None and encoder_states is not None:
             steps.append(self.cross_attention.step(inputs=(encoder_states,), context=context))

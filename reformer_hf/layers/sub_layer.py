@@ -38,23 +38,44 @@ class SubLayer(nn.Module):
             chunk_size: if positive, call it on slices of that many positions.
             **settings: what else the residual takes.
 
-        Raises:
-            ValueError: FSDP2 was applied to modules inside the sub-layer.
         """
-        if any(isinstance(part, FSDPModule) for part in self.modules() if part is not self):
-            raise_wrong_sharding(type(self).__name__, "so are modules inside it")
         function = partial(self, **settings)
-        if not isinstance(self, FSDPModule):
-            return ReversibleStep(function, tuple(self.parameters()), inputs, chunk_size)
+        parameters = tuple(self.parameters())
+        sharded = any(isinstance(part, FSDPModule) for part in self.modules())
+        if not sharded and not any(map(_is_zero3, parameters)):
+            return ReversibleStep(function, parameters, inputs, chunk_size)
 
         def host(token: Tensor, take: Take) -> None:
+            self._check_sharding()
             function(token, take=take)
 
         return ReversibleStep(function, (), inputs, chunk_size, host)
 
+    def _check_sharding(self) -> None:
+        """Make sure that the weights will be there in the backward pass of a reversible step.
+
+        Raises:
+            ValueError: modules inside the sub-layer are sharded for themselves, or by ZeRO-3.
+        """
+        if any(map(_is_zero3, self.parameters())):
+            raise ValueError(
+                "reversible layers need their weights in the backward pass, where DeepSpeed ZeRO-3 "
+                "has removed them: use ZeRO-2, FSDP2 or `config.reversible=False`, got ZeRO-3"
+            )
+        if any(isinstance(part, FSDPModule) for part in self.modules() if part is not self):
+            raise_wrong_sharding(type(self).__name__, "so are modules inside it")
+
+
+def _is_zero3(parameter: Tensor) -> bool:
+    return hasattr(parameter, "ds_id")
+
 
 def raise_wrong_sharding(name: str, reason: str) -> NoReturn:
-    """Refuse a model whose weights would not be there when they are needed."""
+    """Refuse a model whose weights would not be there when they are needed.
+
+    Raises:
+        ValueError: always, with what to do instead.
+    """
     raise ValueError(
         "`fully_shard` must be applied to the sub-layers (the classes in "
         f"`model._no_split_modules`) and the model, got {name}: {reason}"

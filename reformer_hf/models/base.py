@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class ReformerPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _input_embed_layer = "word_embeddings"
     # The stack calls sub-layers, not layers, so these are what must stay on one device.
-    _no_split_modules = (
+    _no_split_modules: Collection[str] = (
         "LSHSelfAttention",
         "LocalSelfAttention",
         "FullSelfAttention",
@@ -49,6 +50,15 @@ class ReformerPreTrainedModel(PreTrainedModel):
             )
         config.check()
         super().__init__(config)
+
+    def post_init(self) -> None:
+        """What transformers does last in every constructor; the list of modules becomes exact.
+
+        accelerate shards the modules named there (FSDP2) and stops at a name that it cannot find.
+        """
+        super().post_init()
+        found = {type(module).__name__ for module in self.modules()}
+        self._no_split_modules = {name for name in self._no_split_modules if name in found}
 
     @classmethod
     def from_pretrained(

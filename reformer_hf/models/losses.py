@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 
 from reformer_hf.configuration_reformer import ReformerConfig
@@ -62,6 +63,8 @@ def chunked_token_loss(
     """
     labels = labels.to(hidden.device)
     check_labels(labels, head.out_features)
+    if isinstance(head, FSDPModule):
+        head.unshard()  # a call of the module would gather its weights, but there is none here
     total = linear_cross_entropy(
         hidden.flatten(0, -2), head.weight, head.bias, labels.flatten(), chunk_size=chunk_size
     )

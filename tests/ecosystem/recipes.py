@@ -13,15 +13,21 @@ from tests.models.builders import HEAD_OF, NO_DROPOUT, Batch, Head
 DATA_PARALLEL_HEADS: dict[str, tuple[str, dict[str, Any]]] = {
     "causal_lm": ("causal_lm", {}),
     "causal_lm-chunked": ("causal_lm", {"chunk_size_lm_head": 8, "chunk_size_feed_forward": 16}),
+    "causal_lm-untied": ("causal_lm", {"chunk_size_lm_head": 8, "tie_word_embeddings": False}),
     "seq2seq_lm": ("seq2seq_lm", {}),
     "sequence_classification": ("sequence_classification", {}),
 }
-# Which modules of which models FSDP2 shards: the sub-layers (and the rest as one), the same with
-# embedding, last norm and head together as accelerate does it, or the whole model as one.
+# Which modules of which models FSDP2 shards: the sub-layers (and the rest as one), those that
+# accelerate chooses, or the whole model as one.
 WRAPPINGS: dict[str, tuple[str, ...]] = {
     "sub-layers": tuple(DATA_PARALLEL_HEADS),
-    "accelerate": ("causal_lm", "causal_lm-chunked"),
+    "accelerate": tuple(DATA_PARALLEL_HEADS),
     "root": ("causal_lm", "seq2seq_lm"),
+}
+# Modules that the reversible path cannot have sharded, and what the refusal says it got.
+REFUSED: dict[str, str] = {
+    "layers": "ReformerLayer: the layer",
+    "projections": "FeedForward: so are modules inside",
 }
 SHARDED_STEPS = 2
 ROWS, LENGTH = 4, 40

@@ -10,6 +10,7 @@ import torch
 
 from tests.ecosystem.launch import launch_two
 from tests.ecosystem.recipes import (
+    REFUSED,
     SHARDED_STEPS,
     WRAPPINGS,
     largest_difference,
@@ -18,8 +19,8 @@ from tests.ecosystem.recipes import (
 )
 from tests.models.builders import train_step
 
-CASES = [f"{wrapping}-{name}" for wrapping, names in WRAPPINGS.items() for name in names]
-CASES.append("joint-causal_lm")
+CASES = [(wrapping, name) for wrapping, names in WRAPPINGS.items() for name in names]
+CASES.append(("joint", "causal_lm"))
 
 
 @pytest.fixture(scope="module")
@@ -30,17 +31,17 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("wrapping", "name"), CASES)
 def test_gradients_of_every_step_are_those_of_one_process(
-    case: str, ranks: list[dict[str, Any]]
+    wrapping: str, name: str, ranks: list[dict[str, Any]]
 ) -> None:
-    name = next(name for name in WRAPPINGS["sub-layers"][::-1] if case.endswith(f"-{name}"))
     head, model, batch = model_and_batch(name)
     optimizer = sgd(model)
     for step in range(SHARDED_STEPS):
         _, expected = train_step(head, model, batch)
         for rank in ranks:
-            assert largest_difference(rank[case]["gradients"][step], expected) <= 1e-5
+            found = rank[f"{wrapping}-{name}"]["gradients"][step]
+            assert largest_difference(found, expected) <= 1e-5
         optimizer.step()
 
 
@@ -65,15 +66,20 @@ def test_in_bf16_the_reversible_path_is_as_near_to_fp32_as_the_plain_one(
         assert 0 < errors[0] <= 1.5 * errors[1]
 
 
-@pytest.mark.parametrize(
-    ("wrapping", "got"),
-    [("layers", "ReformerLayer: the layer"), ("projections", "FeedForward: so are modules inside")],
-)
+@pytest.mark.parametrize("wrapping", REFUSED)
 def test_sharding_other_modules_is_refused_and_says_what_to_shard(
-    wrapping: str, got: str, ranks: list[dict[str, Any]]
+    wrapping: str, ranks: list[dict[str, Any]]
 ) -> None:
     for rank in ranks:
         message = rank["refusals"][wrapping]
         assert "must be applied to the sub-layers" in message
         assert "_no_split_modules" in message
-        assert got in message
+        assert REFUSED[wrapping] in message
+
+
+def test_the_plain_path_takes_any_modules_sharded(ranks: list[dict[str, Any]]) -> None:
+    head, model, batch = model_and_batch("causal_lm")
+    _, expected = train_step(head, model, batch)
+    for rank in ranks:
+        found = rank["projections-plain"]["gradients"][0]
+        assert largest_difference(found, expected) <= 1e-5

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from reformer_hf import ReformerConfig, ReformerSeq2SeqConfig
 from reformer_hf.layers.context import ForwardContext
@@ -107,3 +108,13 @@ def test_final_dropout_acts_in_training_only() -> None:
     x = torch.randn(2, 40, 24)
     assert not (stack(x, CONTEXT).last_hidden_state == 0).any()
     assert (stack.train()(x, CONTEXT).last_hidden_state == 0).float().mean() > 0.3
+
+
+def test_sub_layers_under_fsdp1_are_refused() -> None:
+    # FSDP1 itself cannot be built without an accelerator.
+    wrapper = FullyShardedDataParallel.__new__(FullyShardedDataParallel)
+    nn.Module.__init__(wrapper)
+    stack = encoder()
+    stack.layers[0].feed_forward = wrapper
+    with pytest.raises(ValueError, match=r"`fully_shard` must be .*, got .*: that is FSDP1"):
+        stack(torch.randn(1, 9, 24), CONTEXT)

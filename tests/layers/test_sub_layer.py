@@ -80,6 +80,15 @@ def test_hooks_of_a_host_see_it_called_before_and_after_its_gradients() -> None:
     assert events == ["computed", "stream", "computed", "gradient", "token"]
 
 
+def test_weights_that_zero3_removed_are_refused_on_the_reversible_path_alone() -> None:
+    layer, context = Scaled(), torch.zeros(1, 1, 8)
+    layer.linear.weight.ds_id = 0  # what DeepSpeed marks such weights with
+    step = layer.step(inputs=(context,), factor=1.0)
+    ResidualStreams(torch.ones(1, 4, 8), reversible=False, grid=None).add(step)
+    with pytest.raises(ValueError, match=r"ZeRO-2, FSDP2 or .*reversible=False.*, got ZeRO-3"):
+        ResidualStreams(torch.ones(1, 4, 8), reversible=True, grid=None).add(step)
+
+
 def test_weights_that_would_not_be_there_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"sub-layers .*_no_split_modules.* got Linear: because"):
         raise_wrong_sharding("Linear", "because")

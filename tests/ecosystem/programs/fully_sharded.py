@@ -8,16 +8,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from accelerate import FullyShardedDataParallelPlugin
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from tests.ecosystem.recipes import (
-    DATA_PARALLEL_HEADS,
+    REFUSED,
     ROWS,
     SHARDED_STEPS,
     WRAPPINGS,
@@ -36,12 +39,12 @@ def sub_layers(model: nn.Module) -> list[nn.Module]:
 
 def wrap(model: nn.Module, wrapping: str, shard: Shard) -> None:
     """Shard a model module by module, as `WRAPPINGS` describes."""
-    if wrapping not in ("root", "layers", "projections"):
+    if wrapping == "accelerate":
+        shard_as_accelerate_does(model)
+        return
+    if wrapping == "sub-layers":
         for module in sub_layers(model):
             shard(module)
-    if wrapping == "accelerate":
-        norm = model.base_model.stack.norm
-        shard([norm, model.get_input_embeddings(), model.lm_head], reshard_after_forward=False)
     if wrapping == "layers":
         for layer in model.base_model.stack.layers:
             shard(layer)
@@ -49,6 +52,23 @@ def wrap(model: nn.Module, wrapping: str, shard: Shard) -> None:
         for layer in model.base_model.stack.layers:
             shard(layer.feed_forward.inner)
     shard(model)
+
+
+def shard_as_accelerate_does(model: nn.Module) -> None:
+    """What `Accelerator.prepare` calls on accelerators; it takes no CPU for FSDP2."""
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        reshard_after_forward=True,
+        cpu_ram_efficient_loading=False,
+    )
+    accelerator = SimpleNamespace(
+        state=SimpleNamespace(fsdp_plugin=plugin),
+        mixed_precision="no",
+        is_main_process=True,
+        device=torch.device("cpu"),
+    )
+    fsdp2_prepare_model(accelerator, model)
 
 
 def whole_gradients(model: nn.Module) -> dict[str, Tensor]:
@@ -112,8 +132,10 @@ def refusal(mesh: DeviceMesh, wrapping: str) -> str:
 def main(folder: Path) -> None:
     distributed.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (2,))
-    refusals = {wrapping: refusal(mesh, wrapping) for wrapping in ("layers", "projections")}
-    results: dict[str, Any] = {"refusals": refusals}
+    results: dict[str, Any] = {
+        "refusals": {wrapping: refusal(mesh, wrapping) for wrapping in REFUSED},
+        "projections-plain": train(mesh, "causal_lm", "projections", reversible=False),
+    }
     for wrapping, names in WRAPPINGS.items():
         for name in names:
             results[f"{wrapping}-{name}"] = train(mesh, name, wrapping)
@@ -133,5 +155,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    assert set(DATA_PARALLEL_HEADS) == set(WRAPPINGS["sub-layers"])
     main(Path(sys.argv[1]))

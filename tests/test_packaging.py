@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from huggingface_hub import ModelCardData
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -215,3 +216,16 @@ def test_model_cards_carry_valid_metadata(card):
     assert metadata["library_name"] == "transformers"
     assert {"license", "tags", "pipeline_tag"} <= set(metadata)
     assert "reformer_hf" in metadata["tags"]
+
+
+def test_the_template_shows_results_in_the_form_that_the_hub_reads():
+    template = (ROOT / "model_cards" / "TEMPLATE.md").read_text(encoding="utf-8")
+    _, head, _ = template.split("---\n", 2)
+    start = head.index("# model-index:")
+    shown = "".join(line.removeprefix("# ") for line in head[start:].splitlines(keepends=True))
+    data = ModelCardData(**yaml.safe_load(head[:start] + shown))
+    (result,) = data.eval_results
+    assert (result.task_type, result.metric_type, result.metric_value) == (
+        "summarization", "rouge", 0.0,
+    )  # fmt: skip
+    assert data.license == "apache-2.0"

@@ -10,6 +10,8 @@ import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel, Trainer
 
+import reformer_hf
+
 _LIBRARY = "reformer_hf"
 
 
@@ -82,7 +84,7 @@ def model_card(trainer: Trainer, facts: CardFacts, *, has_curve: bool) -> ModelC
         datasets=[facts.dataset_name] if facts.dataset_name else None,
         metrics=sorted({row.metric_type for row in facts.rows}) or None,
         eval_results=results or None,
-        tags=[model.config.model_type, "long-document", "generated_from_trainer"],
+        tags=_tags(model),
     )
     sections = [
         f"# {name.split('/')[-1]}",
@@ -96,6 +98,19 @@ def model_card(trainer: Trainer, facts: CardFacts, *, has_curve: bool) -> ModelC
     ]
     body = "\n\n".join(section for section in sections if section)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
+
+
+def _own(model: PreTrainedModel) -> bool:
+    """Whether the model is one of this package, and not one it is compared with."""
+    return bool(model.config.model_type.startswith(_LIBRARY))
+
+
+def _tags(model: PreTrainedModel) -> list[str]:
+    """What the Hub finds the model by: its type, and the package that all of its types are in."""
+    kinds = [_LIBRARY] if _own(model) else []
+    return list(
+        dict.fromkeys([*kinds, model.config.model_type, "long-document", "generated_from_trainer"])
+    )
 
 
 def _introduction(model: PreTrainedModel, facts: CardFacts) -> str:
@@ -122,7 +137,7 @@ def _results(facts: CardFacts) -> str:
 
 
 def _loading(name: str, model: PreTrainedModel, facts: CardFacts) -> str:
-    own = model.config.model_type.startswith(_LIBRARY)
+    own = _own(model)
     imports = f"import {_LIBRARY}  # registers the architecture\n" if own else ""
     install = f"`pip install {_LIBRARY}`, then:\n\n" if own else ""
     return (
@@ -150,8 +165,8 @@ def _training(trainer: Trainer, facts: CardFacts) -> str:
         "seed": str(args.seed),
         **facts.details,
         "versions": (
-            f"torch {torch.__version__}, transformers {transformers.__version__},"
-            f" datasets {datasets.__version__}"
+            f"{_LIBRARY} {reformer_hf.__version__}, torch {torch.__version__},"
+            f" transformers {transformers.__version__}, datasets {datasets.__version__}"
         ),
     }
     return "\n".join(["| | |", "|---|---|", *(f"| {key} | {text} |" for key, text in rows.items())])

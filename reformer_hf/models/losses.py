@@ -163,6 +163,7 @@ def span_loss(
     end_logits: Tensor,
     start_positions: Tensor,
     end_positions: Tensor,
+    real: Tensor,
     num_items: NumItems = None,
 ) -> Tensor:
     """Mean of the cross-entropies of a span's start and end.
@@ -170,8 +171,9 @@ def span_loss(
     Args:
         start_logits: ``[B, N]``.
         end_logits: ``[B, N]``.
-        start_positions: ``[B]`` int64; a position outside the sequence has no loss.
+        start_positions: ``[B]`` int64; a position outside the sequence, or on padding, has no loss.
         end_positions: likewise.
+        real: ``[B, N]`` bool, which tokens are no padding.
         num_items: number of spans to divide by instead of this batch's own.
     """
     losses = []
@@ -183,5 +185,7 @@ def span_loss(
                 f"got {list(positions.shape)}"
             )
         outside = (target < 0) | (target >= logits.shape[1])
+        at_target = target.masked_fill(outside, 0).unsqueeze(1)
+        outside |= ~real.gather(1, at_target).squeeze(1)
         losses.append(token_loss(logits, target.masked_fill(outside, IGNORE_INDEX), num_items))
     return (losses[0] + losses[1]) / 2

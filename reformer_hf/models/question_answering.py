@@ -53,7 +53,8 @@ class ReformerForQuestionAnswering(ReformerPreTrainedModel):
                 to it.
             position_ids: see there.
             inputs_embeds: see there.
-            start_positions: ``[B]`` int64; a position outside the sequence has no loss.
+            start_positions: ``[B]`` int64; a position outside the sequence, or on padding, has
+                no loss.
             end_positions: likewise.
             num_hashes: see there.
             output_hidden_states: see there.
@@ -81,13 +82,18 @@ class ReformerForQuestionAnswering(ReformerPreTrainedModel):
             return_dict=True,
         )
         logits = self.qa_outputs(out.last_hidden_state)
-        real = mask_of(attention_mask, logits).unsqueeze(-1)
-        logits = logits.masked_fill(~real, torch.finfo(logits.dtype).min)
+        real = mask_of(attention_mask, logits).to(logits.device)
+        logits = logits.masked_fill(~real.unsqueeze(-1), torch.finfo(logits.dtype).min)
         start_logits, end_logits = (x.squeeze(-1).contiguous() for x in logits.split(1, dim=-1))
         loss = None
         if start_positions is not None and end_positions is not None:
             loss = span_loss(
-                start_logits, end_logits, start_positions, end_positions, num_items_in_batch
+                start_logits,
+                end_logits,
+                start_positions,
+                end_positions,
+                real,
+                num_items_in_batch,
             )
         return QuestionAnsweringModelOutput(
             loss=loss,

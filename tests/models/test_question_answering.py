@@ -46,3 +46,15 @@ def test_padding_has_no_probability() -> None:
     output = model(ids, attention_mask=mask)
     for logits in (output.start_logits, output.end_logits):
         assert not logits.softmax(-1)[mask == 0].any()
+
+
+def test_positions_on_padding_have_no_loss() -> None:
+    model = HEAD.build().eval()
+    ids, mask = pad_rows([random_ids(30, seed=1), random_ids(11, seed=2)], "r")
+    start, end = torch.tensor([3, 20]), torch.tensor([9, 29])
+    output = model(ids, attention_mask=mask, start_positions=start, end_positions=end)
+    first = [
+        F.cross_entropy(logits[:1], positions[:1])
+        for logits, positions in ((output.start_logits, start), (output.end_logits, end))
+    ]
+    assert output.loss.item() == pytest.approx((sum(first) / 2).item(), rel=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,10 +29,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 
 @pytest.fixture
 def api(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[HfApi]:
-    """The owner's client, without waits between attempts."""
+    """The owner's client, with short waits between attempts."""
+    sleep = time.sleep
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.02)))
     yield HfApi(endpoint=hub.url, token=OWNER_TOKEN)
     close_session()
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from reformer_hf.cache.full_memory import SPARE
 from reformer_hf.cache.timeline import Timeline
-from reformer_hf.cache.token_memory import TokenMemory
+from reformer_hf.cache.token_memory import TokenMemory, rearrange
 from reformer_hf.ops.bucket_rings import (
     BucketRings,
     RingChange,
@@ -327,9 +327,9 @@ class LSHMemory(TokenMemory):
         if not self.is_initialized:
             return
         super().take_rows(rows)
-        entries, counts = self.rings.entries, self.rings.counts
-        self.rings = BucketRings(entries.index_select(0, rows), counts.index_select(0, rows))
         chosen = rows.tolist()
+        entries, counts = self.rings.entries, self.rings.counts
+        self.rings = BucketRings(rearrange(entries, chosen), rearrange(counts, chosen))
         self.hasher.take_rows([self.hasher.per_row[i] for i in chosen])
         # Slots are numbered through all rows, so recorded changes do not fit any more.
         self._changes.clear()

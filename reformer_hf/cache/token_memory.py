@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,15 @@ from reformer_hf.cache.timeline import Timeline
 # A memory that has to grow gets an eighth more than it needs, so that a token is copied a bounded
 # number of times and little is held that is not used.
 _GROWTH, _LEAST_GROWTH = 8, 64
+
+
+def rearrange(buffer: Tensor, rows: Sequence[int]) -> Tensor:
+    """Rows of a buffer ``[B, ..]``, in place where only some of them change."""
+    moved = [i for i, source in enumerate(rows) if source != i]
+    if len(rows) != buffer.shape[0] or len(moved) == len(rows):
+        return buffer.index_select(0, torch.tensor(rows, device=buffer.device))
+    buffer[moved] = buffer[[rows[i] for i in moved]]
+    return buffer
 
 
 class TokenMemory(CacheLayerMixin):
@@ -223,7 +233,7 @@ class TokenMemory(CacheLayerMixin):
         """Row ``i`` becomes what row ``rows[i]`` was."""
         if self.is_initialized:
             for name, buffer in self._buffers().items():
-                setattr(self, name, buffer.index_select(0, rows.to(buffer.device)))
+                setattr(self, name, rearrange(buffer, rows.tolist()))
 
     def nbytes(self) -> int:
         """Bytes of all buffers."""

@@ -51,6 +51,10 @@ class Workload(ABC):
     def parameters(self) -> Iterable[Tensor]:
         """What the step computes gradients of and keeps them for."""
 
+    def tokens(self, case: Case) -> int:
+        """Tokens that a step processes."""
+        return case.batch * case.length
+
 
 class Contender(ABC):
     """One implementation that takes part.

@@ -85,7 +85,7 @@ class Cell:
     def as_dict(self) -> dict[str, Any]:
         """The cell in the results file; times in seconds, memory in bytes."""
         times = sorted(self.seconds)
-        tokens = self.case.batch * self.case.length
+        tokens = self.facts.get("step_tokens", self.case.batch * self.case.length)
         median = statistics.median(times) if times else None
         return {
             "contender": self.contender,

@@ -37,8 +37,10 @@ def plot_results(document: dict[str, Any], stem: Path) -> list[Path]:
         path = stem.with_name(f"{stem.name}-memory.png")
         _draw(document, path, "layers", f"{above},\nwithout the gradients", _activations)
         return [path]
+    what = {"prefill": "to read the context", "decoding": "a token"}
+    step = what.get(document["suite"], "of a step (forward and backward)")
     figures = [
-        ("time", "seconds of a step (forward and backward)", lambda cell: cell["median_s"]),
+        ("time", f"seconds {step}", lambda cell: cell["median_s"]),
         ("memory", above, lambda cell: _mebibytes(extra_peak(cell))),
     ]
     paths = []

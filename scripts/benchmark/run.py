@@ -27,8 +27,20 @@ from benchmark.plot import plot_results
 from benchmark.report import render
 from benchmark.results_file import SCHEMA, check_document, write_results
 
-_DEFAULT_LENGTHS = {"model": [2048, 16384], "depth": [4096], "attention": [1024, 4096, 16384]}
-_DEFAULT_DEPTHS = {"model": [6], "depth": [2, 4, 8, 16, 24], "attention": [1]}
+_DEFAULT_LENGTHS = {
+    "model": [2048, 16384],
+    "depth": [4096],
+    "attention": [1024, 4096, 16384],
+    "prefill": [1024, 16384],
+    "decoding": [1024, 8192, 16384, 32768],
+}
+_DEFAULT_DEPTHS = {
+    "model": [6],
+    "depth": [2, 4, 8, 16, 24],
+    "attention": [1],
+    "prefill": [6],
+    "decoding": [6],
+}
 _SIZES = (
     "hidden_size",
     "num_heads",

@@ -70,6 +70,7 @@ def serve_steps(connection: Connection, suite: str, name: str, case: Case) -> No
             "before_bytes": peak.before,
             "cuda_before_bytes": peak.cuda_before,
             "estimated_bytes": contender.estimate(case),
+            "step_tokens": workload.tokens(case),
         }
         connection.send(Reply("built", facts=facts))
         steps = 0

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from benchmark import coordinator, plot, report, run
-from benchmark.case import Case
+from benchmark.case import SUITES, Case
 from benchmark.contender import import_contender
 from benchmark.contenders import DEFAULT_CONTENDERS, OURS, REGISTRY, find_contender
 from benchmark.coordinator import Limits, run_suite, without_paths
@@ -296,7 +296,7 @@ def test_a_step_above_the_budget_is_the_measurement_itself(fakes):
 # ---- the registry ----
 
 
-@pytest.mark.parametrize("suite", ["model", "depth", "attention"])
+@pytest.mark.parametrize("suite", SUITES)
 def test_the_registry_is_sound(suite):
     contenders = {name: find_contender(suite, name) for name in REGISTRY[suite]}
     assert OURS in contenders
@@ -334,6 +334,19 @@ def test_peers_pass_their_checks(suite, name):
         pytest.skip(reason)
     failed = [finding for finding in contender.check(case) if not finding.passed]
     assert not [finding for finding in failed if finding.required]
+
+
+@pytest.mark.parametrize("suite", ["prefill", "decoding"])
+@pytest.mark.parametrize("name", ["reformer_hf", "transformers_reformer", "gpt2"])
+def test_decoders_pass_their_checks_and_step(suite, name):
+    sizes = {"depth": 1, "hidden_size": 32, "num_heads": 2, "head_size": 16, "vocab_size": 64}
+    case = Case(length=300, **sizes)
+    contender = find_contender(suite, name)
+    assert all(finding.passed for finding in contender.check(case) if finding.required)
+    workload = contender.build(case)
+    workload.step()
+    assert all(finding.passed for finding in workload.findings())
+    assert workload.tokens(case) == (1 if suite == "decoding" else 300)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,23 @@ _ATTENTION = {
     "flex_window": "flex_window_attention:FlexWindowAttention",
     "products": "matrix_products:AttentionProducts",
 }
-REGISTRY = {"model": _MODELS, "depth": _MODELS, "attention": _ATTENTION}
+_PREFILL = {
+    "reformer_hf": "reformer_hf_decoding:ReformerHFPrefill",
+    "transformers_reformer": "transformers_reformer_decoding:TransformersReformerPrefill",
+    "gpt2": "gpt2_decoding:GPT2Prefill",
+}
+_DECODING = {
+    "reformer_hf": "reformer_hf_decoding:ReformerHFDecoding",
+    "transformers_reformer": "transformers_reformer_decoding:TransformersReformerDecoding",
+    "gpt2": "gpt2_decoding:GPT2Decoding",
+}
+REGISTRY = {
+    "model": _MODELS,
+    "depth": _MODELS,
+    "attention": _ATTENTION,
+    "prefill": _PREFILL,
+    "decoding": _DECODING,
+}
 
 # What a suite runs if nobody names contenders.
 DEFAULT_CONTENDERS = {
@@ -38,6 +54,8 @@ DEFAULT_CONTENDERS = {
         "sdpa",
     ),
     "attention": ("reformer_hf", "transformers_reformer", "reformer_pytorch", "sdpa", "products"),
+    "prefill": ("reformer_hf", "transformers_reformer", "gpt2"),
+    "decoding": ("reformer_hf", "transformers_reformer", "gpt2"),
 }
 
 # The contender that the others are compared with.

@@ -39,6 +39,8 @@ from torch import Tensor
 # sum wraps around before it is noticed.
 _RANGE = float(1 << 31)
 _STREAM_SHARE, _STEP_SHARE = 0.75, 0.25
+# How far apart the restored streams may end: far beyond rounding, far below a dropped element.
+_RESTORED_WITHIN = 2.0**-10
 # Elements of a stream that are updated together (1 MiB of fp32). An accelerator gets all at once.
 _BLOCK_ELEMENTS = 1 << 18
 
@@ -154,6 +156,25 @@ class _Gauge:
         self.peak = used if self.peak is None else torch.fmax(self.peak, used)
         return torch.where(used < 1.0, self.grid, torch.nan).to(wide)
 
+    def check_restored(self, first: Tensor, second: Tensor) -> None:
+        """Make sure that the streams are again what both began as, the same embedding.
+
+        Only on the CPU, where looking does not wait for a device, and where the streams kept their
+        range (else the loss is undefined anyway). A few steps of the grid are left to rounding.
+
+        Raises:
+            RuntimeError: they are not, so that the gradients are those of other activations.
+        """
+        if first.device.type != "cpu" or torch.equal(first, second):
+            return
+        off = float((first.double() - second.double()).abs().amax()) * self.grid
+        if self.peak is not None and float(self.peak) < 1.0 and off > _RESTORED_WITHIN:
+            raise RuntimeError(
+                "the backward pass must compute what the forward pass computed, but its streams "
+                f"end {off:.3g} apart: were weights changed in between, or random numbers drawn by "
+                "another thread (dropout in several threads needs reversible=False)?"
+            )
+
 
 def _largest(x: Tensor) -> Tensor:
     """``max |x|`` (a norm would take twenty times as long on a CPU); NaN where there is any."""
@@ -261,7 +282,7 @@ class _Coupling(torch.autograd.Function):
         *tensors: Tensor,
     ) -> Tensor:
         index = tape.position or 0
-        ctx.tape, ctx.index = tape, index
+        ctx.tape, ctx.index, ctx.gauge = tape, index, gauge
         ctx.grid = None if gauge is None else gauge.grid
         num_inputs = len(step.inputs)
         inputs = tensors[:num_inputs]
@@ -330,6 +351,8 @@ class _Coupling(torch.autograd.Function):
         tape.replace(index, target)
         tape.position = index
         if index == 0:
+            if ctx.gauge is not None:
+                ctx.gauge.check_restored(*tape.stored)
             tape.clear()
         results = iter(
             None if total is None else total.to(w.dtype)

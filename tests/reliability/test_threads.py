@@ -1,0 +1,88 @@
+"""Two models train in two threads at once, and each gets what it gets alone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.models.builders import HEAD_OF, Head
+
+STEPS = 6
+
+
+def train(head: Head, seed: int, meet: Callable[[], object]) -> list[Tensor]:
+    """Losses and final weights. Rotations are fixed: threads share torch's random state."""
+    model = head.model_class(
+        head.config(
+            hash_seed=seed,
+            hidden_dropout_prob=0.0,
+            attn_layers=["lsh", "local", "full", "lsh"],
+            chunk_size_feed_forward=16,
+        )
+    ).train()
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = []
+    for step in range(STEPS):
+        meet()
+        loss = model(**head.batch(2, 40 + 7 * step, seed=seed + step)).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach())
+    return [*losses, *(parameter.detach() for parameter in model.parameters())]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("causal_lm", "causal_lm"),
+        ("causal_lm", "seq2seq_lm"),
+        ("masked_lm", "token_classification"),
+    ],
+    ids="-".join,
+)
+def test_two_threads_get_the_results_of_one(names: tuple[str, str]) -> None:
+    heads = [HEAD_OF[name] for name in names]
+    alone = [train(head, seed, lambda: None) for seed, head in enumerate(heads)]
+    together: dict[int, list[Tensor]] = {}
+    barrier = threading.Barrier(len(heads), timeout=60)
+
+    def run(seed: int, head: Head) -> None:
+        together[seed] = train(head, seed, barrier.wait)
+
+    threads = [threading.Thread(target=run, args=pair) for pair in enumerate(heads)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed, expected in enumerate(alone):
+        assert len(expected) == len(together[seed])
+        assert all(map(torch.equal, together[seed], expected))
+
+
+def test_a_backward_pass_that_would_compute_something_else_is_refused() -> None:
+    # Random numbers that somebody else draws in between, as threads with dropout do.
+    head = HEAD_OF["causal_lm"]
+    model = head.build(hidden_dropout_prob=0.5)
+    loss = model(**head.batch(2, 40)).loss
+    first = model.reformer.stack.layers[0].attention
+    first.register_forward_pre_hook(lambda *_: torch.rand(3).sum() and None)
+    with pytest.raises(RuntimeError, match="must compute what the forward pass computed"):
+        loss.backward()
+
+
+def test_weights_that_change_before_the_backward_pass_are_noticed() -> None:
+    head = HEAD_OF["causal_lm"]
+    model = head.build()
+    loss = model(**head.batch(2, 40)).loss
+    with torch.no_grad():
+        model.reformer.stack.layers[0].feed_forward.inner.weight.mul_(2.0)
+    with pytest.raises(RuntimeError, match="were weights changed in between"):
+        loss.backward()

@@ -137,6 +137,9 @@ def comes_back(head: Head, model: ReformerPreTrainedModel, batch: Batch, shards:
     assert all(torch.equal(weights[name], x) for name, x in model.state_dict().items())
     saved, read = ({**m.config.to_dict(), "_name_or_path": ""} for m in (model, loaded))
     assert read == saved
+    # Out of the file, whose tensors begin anywhere: sums of unaligned numbers round differently.
+    for parameter in loaded.parameters():
+        parameter.data = parameter.data.clone()
     with torch.no_grad():
         assert torch.equal(head.scores(loaded(**batch)), head.scores(model(**batch)))
 

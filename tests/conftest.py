@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
+
+# Without a CUDA device Triton's kernels run in its interpreter. Triton decides that when it is
+# imported, and torch imports it when it likes.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from tests.models.builders import HEADS, Head
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from reformer_hf.ops.sorting import BucketOrder
@@ -58,8 +59,9 @@ BACKENDS: dict[str, Backend] = {
     "torch": Backend(torch_backend.unsupported, partial(operators.attend, backend="torch")),
     "triton": Backend(triton_backend.unsupported, partial(operators.attend, backend="triton")),
 }
-# Best first. The reference is never chosen by itself.
-_AUTOMATIC = ("triton", "torch")
+# Best first; "torch" serves every call. The reference is never chosen by itself, nor are kernels of
+# the triton backend on a CPU, where they run in an interpreter.
+_AUTOMATIC = {"cuda": ("triton", "torch")}
 _announced: set[str] = set()
 
 
@@ -75,8 +77,9 @@ def choose_backend(call: WindowedAttentionCall, backend: str = "auto") -> str:
             the alternatives). A named backend is never replaced silently.
     """
     if backend == "auto":
-        name = next(n for n in _AUTOMATIC if BACKENDS[n].unsupported(call) is None)
-        if name not in _announced:
+        names = _AUTOMATIC.get(call.query.device.type, ("torch",))
+        name = next(n for n in names if BACKENDS[n].unsupported(call) is None)
+        if name not in _announced and not torch.compiler.is_compiling():
             _announced.add(name)
             logger.info("windowed attention runs on the %r backend (automatic choice)", name)
         return name

@@ -35,7 +35,7 @@ import triton.language as tl
 from torch import Tensor
 
 from reformer_hf.ops.windowed_attention.call import SELF_SCORE, WindowedAttentionCall
-from reformer_hf.ops.windowed_attention.triton_launch import VARIABLE, Launch
+from reformer_hf.ops.windowed_attention.triton_launch import KEYS, QUERIES, VARIABLE, Launch
 from reformer_hf.ops.windowed_attention.triton_tiles import (
     gather,
     inverse_norms,
@@ -96,15 +96,15 @@ def queries_kernel(
     grad_out,
     base,
     delta,
+    grad_b,
+    grad_h,
+    grad_n,
     grad_query,
     sum_query,
     order,
     tag,
     place,
     real,
-    grad_b,
-    grad_h,
-    grad_n,
     query_b,
     query_h,
     query_n,
@@ -244,6 +244,9 @@ def keys_kernel(
     grad_out,
     base,
     delta,
+    grad_b,
+    grad_h,
+    grad_n,
     grad_query,
     grad_key,
     grad_value,
@@ -254,9 +257,6 @@ def keys_kernel(
     tag,
     place,
     real,
-    grad_b,
-    grad_h,
-    grad_n,
     query_b,
     query_h,
     query_n,
@@ -468,18 +468,9 @@ def backward(
     ]
     for index in range(launch.num_rounds):
         finished = grads[0] if index == last and not shared else None
-        for kernel, results in (
-            (queries_kernel, (finished, sums[0])),
-            (keys_kernel, (*grads, *sums)),
-        ):
-            kernel[launch.grid](
-                *launch.inputs,
-                *(grad_out, base, delta, *results),
-                *launch.tables,
-                *strides,
-                *launch.arguments(index),
-                **launch.constants(index),
-            )
+        common = (grad_out, base, delta, *strides)
+        launch.run(QUERIES, queries_kernel, index, (*common, finished, sums[0]))
+        launch.run(KEYS, keys_kernel, index, (*common, *grads, *sums))
     grad_query, grad_key, grad_value = (None if x is None else x.transpose(1, 2) for x in grads)
     if grad_query is None or grad_value is None:
         raise ValueError("`query` and `value` must be given")

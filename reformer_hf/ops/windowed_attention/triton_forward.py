@@ -29,7 +29,7 @@ import triton.language as tl
 from torch import Tensor
 
 from reformer_hf.ops.windowed_attention.call import SELF_SCORE, WindowedAttentionCall
-from reformer_hf.ops.windowed_attention.triton_launch import VARIABLE, Launch
+from reformer_hf.ops.windowed_attention.triton_launch import FORWARD, VARIABLE, Launch
 from reformer_hf.ops.windowed_attention.triton_tiles import (
     gather,
     keep_factors,
@@ -237,11 +237,5 @@ def forward(call: WindowedAttentionCall) -> tuple[Tensor, Tensor, Tensor | None]
     mass = torch.empty_like(lse) if launch.is_ring or launch.num_rounds > 1 else None
     state = torch.empty_like(out, dtype=torch.float32) if launch.num_rounds > 1 else None
     for index in range(launch.num_rounds):
-        forward_kernel[launch.grid](
-            *launch.inputs,
-            *(out, state, lse, mass),
-            *launch.tables,
-            *launch.arguments(index),
-            **launch.constants(index),
-        )
+        launch.run(FORWARD, forward_kernel, index, (out, state, lse, mass))
     return out.transpose(1, 2), lse, mass

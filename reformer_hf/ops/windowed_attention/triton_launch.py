@@ -1,4 +1,4 @@
-"""How a call becomes launches of kernels: sizes, strides, tags and compile-time constants.
+"""How a call becomes launches of kernels: tiles, strides, tags and compile-time constants.
 
 Written without Triton, so that it can be read (and imported) without it.
 """
@@ -6,6 +6,8 @@ Written without Triton, so that it can be read (and imported) without it.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ HEAD_SIZES = (32, 64, 128)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # Ranks, with gaps between buckets, must stay clear of the tags of empty slots, 2**30.
 MAX_LENGTH = 1 << 29
+_SMALLEST_BLOCK = 16  # what matrix units take
 # Arguments whose values must not give rise to compiled variants: they change from call to call.
 VARIABLE = (
     "before",
@@ -31,29 +34,57 @@ VARIABLE = (
     "keep_scale",
     "round_",
 )
-_LARGEST_BLOCK = 64
-_SMALLEST_BLOCK = 16  # what matrix units take
+FORWARD, QUERIES, KEYS = "forward", "queries", "keys"
 
 
-def _rows(x: Tensor) -> Tensor:
-    """With the numbers of a row next to each other: ``x`` itself, or a copy."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+@dataclass(frozen=True)
+class Tiling:
+    """Slots of a tile, and warps of the program that works on it."""
+
+    block: int
+    warps: int
 
 
-def block_size(chunk_length: int, is_ring: bool) -> int:
-    """Slots of a tile."""
-    if not is_ring:
-        return _LARGEST_BLOCK
-    return min(_LARGEST_BLOCK, max(_SMALLEST_BLOCK, 1 << (chunk_length - 1).bit_length()))
+def choose_tiling(
+    kernel: str,
+    dtype: torch.dtype,
+    size: int,
+    *,
+    is_ring: bool,
+    own_keys: bool,
+    counts_or_drops: bool,
+) -> Tiling:
+    """The largest tile whose program keeps everything in registers, on compute capability 9.0.
+
+    A tile of 64 queries feeds the asynchronous matrix units (``wgmma``), which smaller ones do not.
+    With 64 keys and heads of 64, scores and probabilities are 32 registers a thread at 4 warps, and
+    so is every fp32 sum of rows. The kernel for keys holds two sums and two score tiles, which fits
+    (255 registers) in the plain case of LSH attention alone. Counting sightings and dropout need
+    registers for every pair; fp32 needs three parts of every operand.
+
+    tests/ops/windowed_attention/test_triton_compilation.py holds all of this to "nothing spills".
+
+    Args:
+        kernel: ``FORWARD``, or in the backward pass ``QUERIES`` or ``KEYS``.
+        dtype: of the vectors.
+        size: head size.
+        is_ring: the ``chunk`` pattern.
+        own_keys: keys are no queries of unit length.
+        counts_or_drops: duplicates are counted once, or there is dropout.
+    """
+    if dtype == torch.float32:
+        return Tiling(16 if size > 64 or counts_or_drops else 32, 8)
+    if counts_or_drops or (kernel == KEYS and (is_ring or own_keys or size > 64)):
+        return Tiling(32, 8)
+    return Tiling(64, 8 if size > 64 else 4)
 
 
 class Launch:
-    """The launches of one call, one for each round.
+    """The launches of one call: each kernel once for each round.
 
     Attributes:
         num_rounds: ``R``.
         is_ring: the tiles of all rounds form a ring (``chunk`` pattern).
-        grid: programs of a launch: tiles of a round, rows times heads.
         inputs: query, key (or ``None``) and value.
         tables: sorted order, tags, places and which tokens are real, each ``None`` if not needed.
         delta_rows: rows of a program that walks over the tokens as they come.
@@ -63,97 +94,118 @@ class Launch:
 
     def __init__(self, call: WindowedAttentionCall) -> None:
         window = call.window
-        batch, heads, length, size = call.query.shape
         self.num_rounds = call.num_hashes
         self.is_ring = window.pattern == "chunk"
-        self._window = window
-        self._size = size
-        self._block = block_size(window.chunk_length, self.is_ring)
-        self._chunk_length = window.chunk_length if self.is_ring else self._block
-        self._sub = -(-self._chunk_length // self._block)
-        num_tiles = -(-length // self._chunk_length) * self._sub
-        self.grid = (num_tiles, batch * heads)
         self.inputs = (
             _rows(call.query),
             None if call.key is None else _rows(call.key),
             _rows(call.value),
         )
-        self._strides = [s for x in self.inputs for s in _strides(x)]
+        self._call = call
+        length = call.query.shape[2]
         # No two tokens of a bucket are further apart than the sequence is long.
-        before = window.before if self.is_ring else min(window.before, length - 1)
-        after = window.after if self.is_ring else min(window.after, length - 1)
-        alone = window.exclude_self and window.causal
-        self._sizes = (
-            *(length, heads, num_tiles, self.num_rounds, self._chunk_length),
-            *(before, after, -1 if alone else after, before + after + (not alone)),
-        )
-        self._scale = call.scale
-        self._order = self._order_arguments(call, max(before, after) + 1)
-        self.tables = self._order[:4]
-        self._precision = "tf32x3" if call.query.dtype == torch.float32 else "tf32"
+        self._before = window.before if self.is_ring else min(window.before, length - 1)
+        self._after = window.after if self.is_ring else min(window.after, length - 1)
+        self._union = not window.count_duplicates and (self.is_ring or self.num_rounds > 1)
+        self.tables, self._order_strides = self._read_order()
 
-    def _order_arguments(self, call: WindowedAttentionCall, spacing: int) -> tuple[Any, ...]:
-        """Sorted order, tags, places, which tokens are real, and the strides of the first three."""
-        order, window = call.order, call.window
+    def _read_order(self) -> tuple[tuple[Tensor | None, ...], tuple[int, int]]:
+        """The tables, and the steps of the first three from row to row and from head to head."""
+        call, window = self._call, self._call.window
+        order, length = call.order, call.query.shape[2]
         real = None
         if self.is_ring and call.real is not None:
             real = call.real.contiguous().view(torch.uint8)
+        meets_again = self.is_ring and (window.exclude_self or self._union)
         place = None
-        many = self.is_ring and (window.exclude_self or not window.count_duplicates)
         if order is None:
-            if many:
-                length = call.query.shape[2]
+            if meets_again:
                 slots = torch.arange(length, dtype=torch.int32, device=call.query.device)
-                place = slots // self._chunk_length
-            return None, None, place, real, 0, 0
-        rows, heads, rounds, length = order.order.shape
+                place = slots // window.chunk_length
+            return (None, None, place, real), (0, 0)
+        rows, heads, rounds, _ = order.order.shape
         strides = (rounds * length * heads * (rows > 1), rounds * length * (heads > 1))
         if self.is_ring:
-            if many:
-                chunks = self.grid[0] // self._sub
+            if meets_again:
+                chunks = -(-length // window.chunk_length)
                 first = torch.arange(rounds, device=order.rank.device).view(-1, 1) * chunks
-                place = (order.rank // self._chunk_length + first).to(torch.int32)
-            return order.order.contiguous(), None, place, real, *strides
+                place = (order.rank // window.chunk_length + first).to(torch.int32)
+            return (order.order.contiguous(), None, place, real), strides
+        spacing = max(self._before, self._after) + 1
         slots = torch.arange(length, device=order.order.device)
         tag = (slots + spacing * order.bucket.gather(-1, order.order)).to(torch.int32)
-        if not window.count_duplicates and rounds > 1:
+        if self._union:
             place = spaced_rank(order, spacing).to(torch.int32)
-        return order.order.contiguous(), tag, place, real, *strides
+        return (order.order.contiguous(), tag, place, real), strides
 
-    def arguments(self, index: int) -> tuple[Any, ...]:
-        """Arguments of the launch of a round that follow those of the results."""
-        window = self._window
-        return (
-            *self._strides,
-            *self._order[4:],
-            *self._sizes,
-            self._scale * math.log2(math.e),
+    def _tiling(self, kernel: str) -> tuple[Tiling, int, int]:
+        """Tiling, slots of a chunk (a tile of a window is its own chunk), and tiles of a chunk."""
+        call, window = self._call, self._call.window
+        tiling = choose_tiling(
+            kernel,
+            call.query.dtype,
+            call.query.shape[3],
+            is_ring=self.is_ring,
+            own_keys=call.key is not None,
+            counts_or_drops=self._union or window.dropout > 0.0,
+        )
+        if not self.is_ring:
+            return tiling, tiling.block, 1
+        smallest = max(_SMALLEST_BLOCK, 1 << (window.chunk_length - 1).bit_length())
+        tiling = replace(tiling, block=min(tiling.block, smallest))
+        return tiling, window.chunk_length, -(-window.chunk_length // tiling.block)
+
+    def run(self, kernel: str, function: Any, index: int, results: Sequence[Any]) -> None:
+        """Launch a kernel for a round.
+
+        Args:
+            kernel: ``FORWARD``, ``QUERIES`` or ``KEYS``.
+            function: the kernel.
+            index: the round.
+            results: its arguments between the inputs and the tables.
+        """
+        call, window = self._call, self._call.window
+        batch, heads, length, size = call.query.shape
+        tiling, chunk_length, sub = self._tiling(kernel)
+        num_tiles = -(-length // chunk_length) * sub
+        alone = window.exclude_self and window.causal
+        before, after = self._before, self._after
+        function[(num_tiles, batch * heads)](
+            *self.inputs,
+            *results,
+            *self.tables,
+            *(s for x in self.inputs for s in _strides(x)),
+            *self._order_strides,
+            *(length, heads, num_tiles, self.num_rounds, chunk_length),
+            *(before, after, -1 if alone else after, before + after + (not alone)),
+            call.scale * math.log2(math.e),
             fold_seed(window.dropout_seed, 0) & 0x7FFFFFFF,
             fold_seed(window.dropout_seed, 1) & 0x7FFFFFFF,
             int(window.dropout * (1 << 31)),
             1.0 / (1.0 - window.dropout),
             index,
+            HEAD=size,
+            BLOCK=tiling.block,
+            SUB=sub,
+            RING=self.is_ring,
+            CAUSAL=window.causal,
+            EXCLUDE_SELF=window.exclude_self,
+            UNION=self._union,
+            DROPOUT=window.dropout > 0.0,
+            FIRST=index == 0,
+            LAST=index == self.num_rounds - 1,
+            PRECISION="tf32x3",
+            num_warps=tiling.warps,
+            num_stages=2,
+            # Otherwise the assembler may prefer a spill to a register that halves the occupancy.
+            maxnreg=255,
+            enable_fp_fusion=True,
         )
 
-    def constants(self, index: int) -> dict[str, Any]:
-        """Compile-time arguments of the launch of a round."""
-        window = self._window
-        return {
-            "HEAD": self._size,
-            "BLOCK": self._block,
-            "SUB": self._sub,
-            "RING": self.is_ring,
-            "CAUSAL": window.causal,
-            "EXCLUDE_SELF": window.exclude_self,
-            "UNION": not window.count_duplicates and (self.is_ring or self.num_rounds > 1),
-            "DROPOUT": window.dropout > 0.0,
-            "FIRST": index == 0,
-            "LAST": index == self.num_rounds - 1,
-            "PRECISION": self._precision,
-            "num_warps": 4,
-            "num_stages": 2,
-            "enable_fp_fusion": True,
-        }
+
+def _rows(x: Tensor) -> Tensor:
+    """With the numbers of a row next to each other: ``x`` itself, or a copy."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _strides(x: Tensor | None) -> tuple[int, int, int]:

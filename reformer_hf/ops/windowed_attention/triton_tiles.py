@@ -224,7 +224,7 @@ def sightings(
         place: ``[R, N]`` int32, where a token stands in each round: its tag in a window, the number
             of its chunk around the ring.
     """
-    count = (query_tokens * 0).to(tl.int32) + (key_tokens * 0).to(tl.int32)
+    count = (query_valid & key_valid).to(tl.int32) * 0
     for r in range(num_rounds):
         query = tl.load(place + tl.cast(r, tl.int64) * length + query_tokens, query_valid, 0)
         if RING:

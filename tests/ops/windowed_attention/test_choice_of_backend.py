@@ -63,7 +63,7 @@ def test_a_named_backend_that_cannot_serve_is_refused_with_reason_and_alternativ
 def test_auto_passes_over_a_backend_that_cannot_serve(monkeypatch):
     unusable = replace(BACKENDS["reference"], unsupported=lambda call: "it needs a moon")
     monkeypatch.setitem(package.BACKENDS, "lunar", unusable)
-    monkeypatch.setattr(package, "_AUTOMATIC", ("lunar", "torch"))
+    monkeypatch.setitem(package._AUTOMATIC, "cpu", ("lunar", "torch"))
     assert choose_backend(call()) == "torch"
     with pytest.raises(ValueError, match=r"'lunar' cannot serve this call: it needs a moon"):
         choose_backend(call(), "lunar")

@@ -1,0 +1,139 @@
+"""Compiles the kernels that calls would launch, for compute capability 9.0, without a GPU.
+
+Run as a program, because the tests' own process may hold interpreted kernels: reads a list of
+calls from standard input, as JSON, and writes for every compiled kernel the registers of a thread,
+the bytes that it spills, and the shared memory of a program. What is compiled is what
+a launch would compile: the launches of real calls are recorded instead of run, with all their
+arguments. The numbers come from the machine code itself (``cuobjdump``, which Triton brings along),
+so they are those of the very assembler and options that a launch uses.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from reformer_hf.ops.sorting import sort_by_bucket
+from reformer_hf.ops.windowed_attention import (
+    AttentionWindow,
+    WindowedAttentionCall,
+    triton_backward,
+    triton_forward,
+)
+
+HOPPER = GPUTarget("cuda", 90, 32)
+TYPES = {
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.float32: "*fp32",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+    torch.uint8: "*u8",
+}
+OPTIONS = ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion")
+
+
+class Recorder:
+    """Stands in for a kernel: takes launches down instead of running them."""
+
+    def __init__(self, kernel: Any, launches: list[tuple[Any, tuple[Any, ...], dict[str, Any]]]):
+        self._kernel, self._launches = kernel, launches
+
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        def launch(*arguments: Any, **constants: Any) -> None:
+            self._launches.append((self._kernel, arguments, constants))
+
+        return launch
+
+
+def compile_launch(
+    kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any]
+) -> dict[str, Any]:
+    """Compile one launch, with the specialisation to its arguments that Triton makes."""
+    options = {name: constants.pop(name) for name in OPTIONS if name in constants}
+    values = {**dict(zip(kernel.arg_names, arguments, strict=False)), **constants}
+    varying = {kernel.arg_names[i] for i in kernel.do_not_specialize if isinstance(i, int)}
+    varying |= {i for i in kernel.do_not_specialize if isinstance(i, str)}
+    signature, fixed, attributes = {}, {}, {}
+    for index, name in enumerate(kernel.arg_names):
+        value = values[name]
+        special = name not in varying
+        if value is None or name in constants or (type(value) is int and value == 1 and special):
+            signature[name], fixed[(index,)] = "constexpr", value
+        elif isinstance(value, Tensor):
+            signature[name] = TYPES[value.dtype]
+            attributes[(index,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+        else:
+            signature[name] = "i32"
+            if special and value % 16 == 0:
+                attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(fn=kernel, signature=signature, constexprs=fixed, attrs=attributes)
+    compiled = triton.compile(source, target=HOPPER, options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = subprocess.run(
+            [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage))
+    return {
+        "kernel": kernel.fn.__name__,
+        "registers": int(found["REG"]),
+        "spilled": int(found["STACK"]) + int(found["LOCAL"]),
+        "shared": compiled.metadata.shared,
+        "warps": options.get("num_warps", 4),
+        "matrix_units": "wgmma" if "wgmma" in compiled.asm["ptx"] else "mma",
+    }
+
+
+def record_attention(variant: dict[str, Any]) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
+    """The launches of one call, forward and backward."""
+    variant = dict(variant)
+    dtype = getattr(torch, variant.pop("dtype"))
+    size, rounds, own_keys = (variant.pop(n) for n in ("size", "rounds", "own_keys"))
+    window = AttentionWindow(chunk_length=64, **variant)
+    x = torch.zeros((1, 192, 4, size), dtype=dtype).transpose(1, 2)
+    order = sort_by_bucket(torch.zeros((1, 4, rounds, 192), dtype=torch.int64)) if rounds else None
+    real = torch.ones((1, 192), dtype=torch.bool) if window.pattern == "chunk" else None
+    call = WindowedAttentionCall(x, x if own_keys else None, x, order, real, window, 1.0)
+    launches: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
+    modules = (triton_forward, "forward_kernel"), (triton_backward, "delta_kernel")
+    modules += (triton_backward, "queries_kernel"), (triton_backward, "keys_kernel")
+    kernels = [getattr(module, name) for module, name in modules]
+    for (module, name), kernel in zip(modules, kernels, strict=True):
+        setattr(module, name, Recorder(kernel, launches))
+    try:
+        out, lse, _ = triton_forward.forward(call)
+        triton_backward.backward(call, out, out, lse)
+    finally:
+        for (module, name), kernel in zip(modules, kernels, strict=True):
+            setattr(module, name, kernel)
+    return launches
+
+
+def main() -> None:
+    for variant in json.load(sys.stdin):
+        for kernel, arguments, constants in record_attention(variant):
+            flags = {n: constants[n] for n in ("FIRST", "LAST") if n in constants}
+            result = compile_launch(kernel, arguments, dict(constants))
+            print(json.dumps({**variant, **flags, **result}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Every kernel compiles for compute capability 9.0 and keeps everything in registers."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+if not sys.platform.startswith("linux"):
+    pytest.skip("Triton brings its assembler on Linux alone", allow_module_level=True)
+
+ROOT = Path(__file__).resolve().parents[3]
+LSH: dict[str, Any] = {
+    "dtype": "bfloat16",
+    "size": 64,
+    "rounds": 2,
+    "own_keys": False,
+    "pattern": "window",
+    "before": 64,
+    "after": 0,
+    "causal": True,
+    "exclude_self": True,
+    "count_duplicates": True,
+    "dropout": 0.0,
+}
+LOCAL = {**LSH, "rounds": 0, "own_keys": True, "exclude_self": False}
+CHUNK = {**LSH, "pattern": "chunk", "before": 1}
+
+
+def compile_all(variants: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.ops.compile_for_hopper"],
+        input=json.dumps(variants),
+        env={**os.environ, "TRITON_INTERPRET": "0"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def assert_nothing_spills(variants: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    compiled = compile_all(variants)
+    assert {x["kernel"] for x in compiled} == {
+        "forward_kernel", "delta_kernel", "queries_kernel", "keys_kernel",
+    }  # fmt: skip
+    assert [x for x in compiled if x["spilled"]] == []
+    # What the shared memory of a multiprocessor holds.
+    assert max(x["shared"] for x in compiled) <= 227 * 1024
+    return compiled
+
+
+def test_the_plain_case_uses_the_asynchronous_matrix_units_and_room_for_two_programs():
+    compiled = assert_nothing_spills([LSH])
+    attention = [x for x in compiled if x["kernel"] != "delta_kernel"]
+    assert {x["matrix_units"] for x in attention} == {"wgmma"}
+    for x in attention:
+        threads = 32 * x["warps"]
+        assert 2 * threads * x["registers"] <= 65536, x
+        assert 2 * x["shared"] <= 227 * 1024, x
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        LOCAL,
+        CHUNK,
+        {**LSH, "size": 128, "rounds": 1},
+        {**LSH, "dtype": "float32", "rounds": 1},
+        {**LSH, "dtype": "float16", "size": 32, "rounds": 1, "dropout": 0.1},
+        {**CHUNK, "after": 1, "causal": False, "count_duplicates": False, "dropout": 0.1},
+    ],
+    ids=["local", "chunk", "size 128", "fp32", "fp16 with dropout", "chunk, all options"],
+)
+def test_nothing_spills(variant):
+    assert_nothing_spills([variant])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("size", [32, 64, 128])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("pattern", ["window", "chunk"])
+def test_nothing_spills_in_any_variant(pattern, dtype, size):
+    base = {**(LSH if pattern == "window" else CHUNK), "dtype": dtype, "size": size}
+    variants = []
+    for causal, own_keys, exclude_self, counted, dropout, rounds in itertools.product(
+        (True, False), (True, False), (True, False), (True, False), (0.0, 0.1), (0, 2)
+    ):
+        after = 0 if causal else base["before"]
+        variants.append(
+            {
+                **base,
+                "causal": causal,
+                "after": after,
+                "own_keys": own_keys,
+                "exclude_self": exclude_self,
+                "count_duplicates": counted,
+                "dropout": dropout,
+                "rounds": rounds,
+            }
+        )
+    assert_nothing_spills(variants)

@@ -51,3 +51,24 @@ def test_200_training_steps_leave_no_growth(name: str, reversible: bool) -> None
     # The least of many readings: other parts of the process come and go.
     growth = min(sizes[-30:]) - min(sizes[:30])
     assert growth < 1 << 20, f"{growth / 2**20:.2f} MiB"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["causal_lm", "seq2seq_lm"])
+def test_200_training_steps_leave_no_allocations_on_a_gpu(name: str) -> None:
+    head = HEAD_OF[name]
+    model = head.build(**ALL_DROPOUTS).cuda()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    batches = [
+        {key: value.cuda() for key, value in head.batch(4, length).items()} for length in LENGTHS
+    ]
+    allocated = []
+    for step in range(200):
+        model(**batches[step % len(batches)]).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if step in (50, 199):
+            gc.collect()
+            allocated.append(torch.cuda.memory_allocated())
+    assert allocated[0] == allocated[1]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 
+from reformer_hf.cache.chunk_memory import ChunkLocalMemory, ChunkLSHMemory
 from reformer_hf.cache.full_memory import FullMemory
 from reformer_hf.cache.local_memory import LocalMemory
 from reformer_hf.cache.lsh_memory import LSHMemory
@@ -48,10 +49,10 @@ def _signature(config: ReformerConfig) -> dict[str, Any]:
     return {"layers": _kinds(config), **fields}
 
 
-def _expect(kind: type[Memory], layer: TokenMemory, index: int) -> Memory:
-    if not isinstance(layer, kind):
+def _expect(kinds: tuple[type[Memory], ...], layer: TokenMemory, index: int) -> Memory:
+    if not isinstance(layer, kinds):
         raise ValueError(
-            f"layer {index} of `past_key_values` must be a {kind.__name__}, "
+            f"layer {index} of `past_key_values` must be a {kinds[0].__name__}, "
             f"got a {type(layer).__name__}"
         )
     return layer
@@ -74,6 +75,9 @@ class ReformerCache(Cache):
             the number of buckets suits the first input, and more tokens share these buckets.
         max_tokens: how many tokens of a row stay between calls; the oldest leave first, and no
             later token sees them. ``None``: all stay.
+        approximate: for a model in the ``chunk`` pattern, where a later token changes what earlier
+            ones see: keep what a token was when it came, as transformers' own Reformer does. Steps
+            are close to what a pass over the whole sequence computes, and not equal to it.
 
     Raises:
         ValueError: a number that is not positive, or a pattern that no memory can serve exactly.
@@ -98,13 +102,24 @@ class ReformerCache(Cache):
         config: ReformerConfig,
         planned_lengths: int | Sequence[int] | None = None,
         max_tokens: int | None = None,
+        approximate: bool = False,
     ) -> None:
         if not isinstance(config, ReformerConfig):
             raise ValueError(f"`config` must be a ReformerConfig, got a {type(config).__name__}")
-        if config.attention_pattern != "window":
+        if not approximate and config.attention_pattern != "window":
             raise ValueError(
-                "`attention_pattern` must be 'window' for a memory: in the 'chunk' pattern later "
-                f"tokens change what earlier ones see, got {config.attention_pattern!r}"
+                "`attention_pattern` must be 'window' for an exact memory: in the 'chunk' pattern "
+                f"later tokens change what earlier ones see, got {config.attention_pattern!r}; "
+                "approximate=True decodes as transformers' Reformer does"
+            )
+        if approximate and config.attention_pattern != "chunk":
+            raise ValueError(
+                "`approximate` must be False in the 'window' pattern, whose memory is exact, "
+                f"got {approximate}"
+            )
+        if approximate and max_tokens is not None:
+            raise ValueError(
+                f"`max_tokens` must be None for an approximate memory, got {max_tokens}"
             )
         planned = [planned_lengths] if isinstance(planned_lengths, int) else planned_lengths
         if planned is not None and (not planned or min(planned) < 1):
@@ -120,26 +135,28 @@ class ReformerCache(Cache):
         super().__init__(layers=[self._layer(kind) for kind in _kinds(config)])
 
     def _layer(self, kind: str) -> TokenMemory:
+        config, chunked = self.config, self.config.attention_pattern == "chunk"
         if kind == "lsh":
-            return LSHMemory(self.timeline)
+            return ChunkLSHMemory(self.timeline) if chunked else LSHMemory(self.timeline)
         if kind == "full":
             return FullMemory(self.timeline)
-        config = self.config
+        if chunked:
+            return ChunkLocalMemory(self.timeline)
         return LocalMemory(
             self.timeline, config.local_attn_chunk_length * config.local_num_chunks_before
         )
 
-    def lsh_layer(self, index: int) -> LSHMemory:
+    def lsh_layer(self, index: int) -> LSHMemory | ChunkLSHMemory:
         """The memory of an LSH layer."""
-        return _expect(LSHMemory, self.layers[index], index)
+        return _expect((LSHMemory, ChunkLSHMemory), self.layers[index], index)
 
-    def local_layer(self, index: int) -> LocalMemory:
+    def local_layer(self, index: int) -> LocalMemory | ChunkLocalMemory:
         """The memory of a local layer."""
-        return _expect(LocalMemory, self.layers[index], index)
+        return _expect((LocalMemory, ChunkLocalMemory), self.layers[index], index)
 
     def full_layer(self, index: int) -> FullMemory:
         """The memory of a layer with full attention."""
-        return _expect(FullMemory, self.layers[index], index)
+        return _expect((FullMemory,), self.layers[index], index)
 
     # ---- calls ----
 
@@ -312,6 +329,7 @@ class ReformerEncoderDecoderCache(EncoderDecoderCache):
         config: of the model.
         planned_lengths: of the target, see :class:`ReformerCache`.
         max_tokens: of the target, see there.
+        approximate: see there.
     """
 
     def __init__(
@@ -319,8 +337,9 @@ class ReformerEncoderDecoderCache(EncoderDecoderCache):
         config: ReformerSeq2SeqConfig,
         planned_lengths: int | Sequence[int] | None = None,
         max_tokens: int | None = None,
+        approximate: bool = False,
     ) -> None:
-        memory = ReformerCache(config, planned_lengths, max_tokens)
+        memory = ReformerCache(config, planned_lengths, max_tokens, approximate)
         super().__init__(memory, DynamicCache())
 
     def check_dynamic_cache(self, method: str) -> None:

@@ -90,7 +90,15 @@ class Timeline:
     @property
     def coming_lengths(self) -> tuple[int, ...]:
         """Real tokens that are coming in, of every row."""
-        return (self.coming,) * self.batch if self.padding is None else self.padding.lengths
+        if self.padding is None:
+            return (self.coming,) * self.batch
+        if self.padding.lengths is None:
+            raise ValueError("`past_key_values` cannot be used with padding in a compiled graph")
+        return self.padding.lengths
+
+    def coming_part(self, *heads: Tensor) -> tuple[Tensor, ...]:
+        """Of ``[B, H, n, D]`` the coming columns; the ``chunk`` pattern adds some behind them."""
+        return tuple(x[:, :, : self.coming] for x in heads)
 
     def close(self) -> None:
         """The tokens that came are in memory; the oldest leave it, if they are too many."""

@@ -171,11 +171,15 @@ class TokenMemory(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Store coming keys and values, and return all that are in memory, ``[B, H, n, D]``."""
-        _, (keys, values) = self.read_last(None, "keys", "values")
-        self.prepare(key_states, value_states)
-        self.write(keys=key_states, values=value_states)
-        return torch.cat((keys, key_states), dim=2), torch.cat((values, value_states), dim=2)
+        """Not how this memory works: it attends itself, and never hands out all keys and values.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            f"a {type(self).__name__} attends to its own tokens; pass `past_key_values` to a "
+            "Reformer instead of calling `update`"
+        )
 
     def get_seq_length(self) -> int:
         """Columns so far."""

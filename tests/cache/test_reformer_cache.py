@@ -291,6 +291,11 @@ def crop_to_a_length(model: ReformerPreTrainedModel, cache: Cache) -> None:
     cache.crop(10)
 
 
+def update_from_outside(model: ReformerPreTrainedModel, cache: Cache) -> None:
+    keys = torch.zeros(2, 2, 1, 16)
+    cache.update(keys, keys, 1)
+
+
 def evict_less_than_nothing(model: ReformerPreTrainedModel, cache: ReformerCache) -> None:
     cache.evict(-1)
 
@@ -311,6 +316,7 @@ def evict_less_than_nothing(model: ReformerPreTrainedModel, cache: ReformerCache
         (weights_of_the_past, r"whole sequence, got `past_key_values` with 30 tokens"),
         (crop_beyond, r"at most the 30 tokens in memory, got 31"),
         (crop_to_a_length, r"zero or negative, got 10"),
+        (update_from_outside, r"a LSHMemory attends to its own tokens"),
         (evict_less_than_nothing, r"`keep` must not be negative, got -1"),
     ],
 )
@@ -372,7 +378,7 @@ def test_impossible_memories_are_refused(options: dict[str, Any], message: str) 
 def test_a_memory_needs_a_configuration_and_the_window_pattern() -> None:
     with pytest.raises(ValueError, match="must be a ReformerConfig, got a str"):
         ReformerCache("reformer")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="must be 'window' for a memory"):
+    with pytest.raises(ValueError, match="must be 'window' for an exact memory"):
         ReformerCache(ReformerConfig(attention_pattern="chunk"))
 
 

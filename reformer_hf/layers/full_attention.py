@@ -85,7 +85,7 @@ class FullSelfAttention(SelfAttention):
     def remember(self, cache: ReformerCache, context: ForwardContext, *heads: Tensor) -> None:
         """Put keys and values into the memory."""
         del context
-        cache.full_layer(self.layer_index).remember(*heads[1:])
+        cache.full_layer(self.layer_index).remember(*cache.timeline.coming_part(*heads[1:]))
 
     def _dense_mask(self, padding: Padding | None, query: Tensor) -> Tensor | None:
         mask = _key_mask(padding.real if padding is not None else None)

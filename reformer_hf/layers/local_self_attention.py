@@ -46,4 +46,4 @@ class LocalSelfAttention(SelfAttention):
     def remember(self, cache: ReformerCache, context: ForwardContext, *heads: Tensor) -> None:
         """Put keys and values into the memory."""
         del context
-        cache.local_layer(self.layer_index).remember(*heads[1:])
+        cache.local_layer(self.layer_index).remember(*cache.timeline.coming_part(*heads[1:]))

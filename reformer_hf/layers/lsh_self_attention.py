@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from reformer_hf.cache import ReformerCache
+from reformer_hf.cache.chunk_memory import ChunkLSHMemory
 from reformer_hf.cache.lsh_memory import LSHMemory
 from reformer_hf.layers.context import ForwardContext
 from reformer_hf.layers.self_attention import SelfAttention
@@ -52,17 +53,20 @@ class LSHSelfAttention(SelfAttention):
         self, cache: ReformerCache, context: ForwardContext, *heads: Tensor
     ) -> Tensor:
         """LSH attention to the last tokens of each bucket, those in memory among them."""
+        if self.config.attention_pattern == "chunk" and cache.timeline.empty:
+            self.remember(cache, context, *heads)
+            return self.attend(context, *heads)
         memory, window = self._memory(cache, context, *heads)
         return memory.attend(*heads, window=window, backend=self.config.attention_backend)
 
     def remember(self, cache: ReformerCache, context: ForwardContext, *heads: Tensor) -> None:
         """Put queries that are keys, and values, into the memory."""
         memory, _ = self._memory(cache, context, *heads)
-        memory.remember(*heads)
+        memory.remember(*cache.timeline.coming_part(*heads))
 
     def _memory(
         self, cache: ReformerCache, context: ForwardContext, query_key: Tensor, value: Tensor
-    ) -> tuple[LSHMemory, AttentionWindow]:
+    ) -> tuple[LSHMemory | ChunkLSHMemory, AttentionWindow]:
         memory = cache.lsh_layer(self.layer_index)
         if memory.is_initialized and memory.sight.dropout == 0.0 and not self.training:
             return memory, memory.sight

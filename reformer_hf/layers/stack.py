@@ -180,10 +180,12 @@ class ReformerStack(nn.Module):
             cross: list[Tensor] | None = [] if encoder_states is not None else None
             context = replace(context, attentions=[], cross_attentions=cross)
         length = x.shape[1]
-        if config.attention_pattern == "chunk":
+        whole = context.cache is None or context.cache.timeline.empty
+        if config.attention_pattern == "chunk" and whole:
             x, context = arrange_for_chunks(x, context, config, self.kinds)
         if context.cache is not None:
             few = x.shape[1] <= _FEW_TOKENS and not torch.is_grad_enabled()
+            few = few and x.shape[1] == length
             if few and not output_hidden_states:
                 return self._decode(x, context, encoder_states)
         # What a step puts into a memory must not be put there again by a recomputation.

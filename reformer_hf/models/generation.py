@@ -27,7 +27,8 @@ def _say_once_that_there_is_no_memory() -> None:
     logger.warning(
         "attention_pattern='chunk' decodes without memory, every step reads the whole sequence: in "
         "this pattern a later token changes what earlier ones see, so a memory would compute "
-        "something else"
+        "something else; past_key_values=ReformerCache(config, approximate=True) decodes as "
+        "transformers' Reformer does"
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from reformer_hf.configuration_reformer import ReformerConfig
 from reformer_hf.models.base import check_labels, check_shape
@@ -49,6 +50,18 @@ def token_loss(logits: Tensor, labels: Tensor, num_items: NumItems = None) -> Te
     return _divide(total, (labels != IGNORE_INDEX).sum(), num_items)
 
 
+def _summed_by_calls(hidden: Tensor, head: nn.Module, labels: Tensor, chunk_size: int) -> Tensor:
+    """Sum of cross-entropies; the logits of a slice are formed again in the backward pass."""
+
+    def of_slice(part: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(_at_least_fp32(head(part)), target, reduction="sum")
+
+    rows = (labels != IGNORE_INDEX).nonzero().squeeze(-1)
+    slices = zip(hidden[rows].split(chunk_size), labels[rows].split(chunk_size), strict=True)
+    losses = [checkpoint(of_slice, *both, use_reentrant=False) for both in slices]
+    return torch.stack(losses).sum()
+
+
 def chunked_token_loss(
     hidden: Tensor, head: nn.Linear, labels: Tensor, chunk_size: int, num_items: NumItems = None
 ) -> Tensor:
@@ -56,7 +69,8 @@ def chunked_token_loss(
 
     Args:
         hidden: ``[.., d]``.
-        head: the projection to the vocabulary.
+        head: the projection to the vocabulary. If it is more than a matrix and a bias (an adapter
+            around them, quantized weights), it is called on every slice, twice in training.
         labels: ``[..]`` int64.
         chunk_size: rows whose logits are formed together.
         num_items: as in :func:`token_loss`.
@@ -65,9 +79,11 @@ def chunked_token_loss(
     check_labels(labels, head.out_features)
     if isinstance(head, FSDPModule):
         head.unshard()  # a call of the module would gather its weights, but there is none here
-    total = linear_cross_entropy(
-        hidden.flatten(0, -2), head.weight, head.bias, labels.flatten(), chunk_size=chunk_size
-    )
+    hidden, targets = hidden.flatten(0, -2), labels.flatten()
+    if type(head).forward is nn.Linear.forward:
+        total = linear_cross_entropy(hidden, head.weight, head.bias, targets, chunk_size=chunk_size)
+    else:
+        total = _summed_by_calls(hidden, head, targets, chunk_size)
     return _divide(total, (labels != IGNORE_INDEX).sum(), num_items)
 
 

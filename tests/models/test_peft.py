@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
 
 from tests.models.builders import (
     ALL_DROPOUTS,
     HEAD_OF,
+    NO_DROPOUT,
+    Head,
     assert_close_gradients,
     assert_equal_gradients,
     gradients,
@@ -61,3 +66,78 @@ def test_a_few_steps_of_training_the_adapters_lower_the_loss() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.1
+
+
+def linears(model: nn.Module) -> set[str]:
+    """Names of all matrices, by the last part of their path."""
+    return {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+
+
+def step(head: Head, model: nn.Module) -> None:
+    """One step, so that the adapters change what is computed."""
+    chosen = [p for p in model.parameters() if p.requires_grad]
+    head.objective(model(**head.batch(2, 40))).backward()
+    assert all(parameter.grad is not None for parameter in chosen)
+    torch.optim.Adam(chosen, lr=1e-2).step()
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`:UserWarning")
+def test_adapters_on_every_matrix_train_come_back_and_merge(head: Head, tmp_path: Path) -> None:
+    base = head.build(tie_word_embeddings=False, **NO_DROPOUT)
+    base.save_pretrained(tmp_path / "base")
+    names = sorted(linears(base))
+    model = get_peft_model(base, LoraConfig(target_modules=names, r=2, init_lora_weights=False))
+    inputs = head.inputs(2, 40)
+    model.eval()
+    with torch.no_grad():
+        start = head.scores(model(**inputs))
+    model.train()
+    step(head, model)
+    model.eval()
+    with torch.no_grad():
+        expected = head.scores(model(**inputs))
+    assert not torch.allclose(expected, start, atol=1e-3)
+    model.save_pretrained(tmp_path / "adapters")
+    again = head.model_class.from_pretrained(tmp_path / "base")
+    again = PeftModel.from_pretrained(again, tmp_path / "adapters").eval()
+    with torch.no_grad():
+        assert torch.equal(head.scores(again(**inputs)), expected)
+    merged = again.merge_and_unload()
+    assert type(merged) is head.model_class
+    # Rounded differently, so compare away from where a token changes its bucket.
+    with torch.no_grad():
+        difference = (head.scores(merged(**inputs)) - expected).abs()
+    assert difference.median() <= 1e-5
+    merged.save_pretrained(tmp_path / "merged")
+    loaded = head.model_class.from_pretrained(tmp_path / "merged").eval()
+    with torch.no_grad():
+        assert torch.equal(head.scores(loaded(**inputs)), head.scores(merged(**inputs)))
+
+
+def test_adapters_on_the_head_count_in_slices_of_the_loss(language_head: Head) -> None:
+    found = []
+    for chunk_size in (0, 7):
+        model = language_head.build(
+            tie_word_embeddings=False, chunk_size_lm_head=chunk_size, hash_seed=1, **NO_DROPOUT
+        )
+        torch.manual_seed(1)
+        adapters = LoraConfig(target_modules=["lm_head"], r=2, init_lora_weights=False)
+        wrapped = get_peft_model(model, adapters).train()
+        loss = wrapped(**language_head.batch(2, 40)).loss
+        loss.backward()
+        found.append((loss, gradients(wrapped)))
+    (expected_loss, expected), (loss, actual) = found
+    assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-6)
+    assert all(gradient.any() for gradient in actual.values())
+    assert_close_gradients(actual, expected)
+
+
+def test_a_batch_without_labels_has_loss_zero_under_adapters_on_the_head() -> None:
+    head = HEAD_OF["masked_lm"]
+    model = head.build(tie_word_embeddings=False, chunk_size_lm_head=7)
+    wrapped = get_peft_model(model, LoraConfig(target_modules=["lm_head"], r=2)).train()
+    batch = head.batch(2, 20)
+    batch["labels"].fill_(-100)
+    loss = wrapped(**batch).loss
+    loss.backward()
+    assert loss.item() == 0.0

@@ -363,5 +363,5 @@ def test_the_chunk_pattern_decodes_without_memory_and_says_so(
     assert out.past_key_values is None
     assert torch.equal(out.sequences, write(model, ids, mask, use_cache=False).sequences)
     assert [r.levelname for r in caplog.records if "without memory" in r.message] == ["WARNING"]
-    with pytest.raises(ValueError, match="must be .window. for an exact memory"):
+    with pytest.raises(ValueError, match=r"must be .window. for an exact memory"):
         model(ids, decoder_input_ids=ids, use_cache=True)

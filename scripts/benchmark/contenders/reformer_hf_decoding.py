@@ -22,7 +22,7 @@ class ReformerHFDecoding(DecodingContender):
         """The model."""
         return ReformerForCausalLM(model_config(case, max_position_embeddings=case.length + SPARE))
 
-    def read(self, model: nn.Module, tokens: Tensor, length: int) -> tuple[Tensor, Any]:
+    def read(self, model: Any, tokens: Tensor, length: int) -> tuple[Tensor, Any]:
         """One pass that fills the memory."""
         cache = ReformerCache(model.config, planned_lengths=length)
         out = model(tokens, past_key_values=cache, logits_to_keep=1)

@@ -206,17 +206,16 @@ class ReformerConfig(PreTrainedConfig):
             ValueError: the file is missing, does not hold the fields of a model, or those of
                 another model.
         """
+        complaint = (
+            f"`config.json` of {pretrained_model_name_or_path} must be there and hold a JSON "
+            "object with a `model_type`"
+        )
         try:
             fields, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         except (AttributeError, TypeError) as error:
-            raise ValueError(
-                f"`config.json` of {pretrained_model_name_or_path} must hold a JSON object: {error}"
-            ) from error
+            raise ValueError(f"{complaint}: {error}") from error
         if "model_type" not in fields:
-            raise ValueError(
-                f"{pretrained_model_name_or_path} must have a `config.json` with a `model_type`, "
-                f"got {'no such field' if fields else 'no such file, or an empty one'}"
-            )
+            raise ValueError(f"{complaint}, got {'other fields' if fields else 'no fields'}")
         return cls._read(fields, kwargs), unused
 
     @classmethod

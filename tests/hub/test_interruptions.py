@@ -75,7 +75,7 @@ push(1)
 report(after=total(load()), push=attempt(push, 2))
 """
         seen = visit(second, code, home="author", token=OWNER_TOKEN)
-        assert "must have a `config.json`" in seen["before"]
+        assert "`config.json` of" in seen["before"]
         assert seen["after"] == seen["one"] != seen["two"]
         assert seen["push"].startswith(died)
         assert second.dead.is_set()

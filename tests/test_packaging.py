@@ -161,6 +161,8 @@ def test_constraints_pin_all_direct_requirements_within_their_ranges(project):
     for line in [*project["dependencies"], *extras["train"], *extras["dev"]]:
         wanted = Requirement(line)
         name = canonicalize_name(wanted.name)
+        if name == "triton":
+            continue  # builds of torch for CUDA bring the very version that fits them
         assert name in pins, f"{name} is not pinned"
         for pin in pins[name]:
             (only,) = pin.specifier

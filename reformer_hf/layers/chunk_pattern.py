@@ -63,7 +63,7 @@ def arrange_for_chunks(
         return x, context
     padding = context.padding
     real = torch.ones((batch, length), dtype=torch.bool, device=x.device)
-    lengths = (length,) * batch
+    lengths: tuple[int, ...] | None = (length,) * batch
     if padding is not None:
         real, lengths = padding.real, padding.lengths
     extra = full - length

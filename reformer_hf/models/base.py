@@ -266,7 +266,8 @@ def read_positions(
     name, limit_name = names
     length = vectors.shape[1]
     if position_ids is None:
-        longest = length if padding is None else max(1, *padding.lengths)
+        # While a graph is traced, the lengths of padded rows are not known and not checked.
+        longest = length if padding is None else max((1, *(padding.lengths or ())))
         if longest > num_positions:
             raise ValueError(
                 f"the sequence must have at most {limit_name}={num_positions} tokens, "

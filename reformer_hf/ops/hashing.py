@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from reformer_hf.ops.triton_support import usable_on
+
 HASH_FAMILIES = ("angular", "euclidean", "random")
 
 # Above this many buckets one arg-max over all of them costs more than two over the factors.
@@ -216,6 +218,12 @@ def apply_projections(
         if positions is None:
             return table[:length].permute(1, 2, 0).expand(batch, -1, -1, -1)
         return table[positions].permute(0, 2, 3, 1)
+    if projections.offsets is None and usable_on(device):
+        from reformer_hf.ops import triton_hash
+
+        factors = tuple(b for b in projections.factors if b > 1)
+        if triton_hash.fits(vectors, factors):
+            return triton_hash.hash_angular(vectors, projections.weights, factors)
     plain: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
     if torch.is_autocast_enabled(device.type):
         plain = torch.autocast(device.type, enabled=False)

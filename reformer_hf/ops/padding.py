@@ -16,22 +16,26 @@ class Padding:
 
     Attributes:
         real: ``[B, N]`` bool, true where a token is real.
-        lengths: real tokens of each row, as Python integers.
+        lengths: real tokens of each row, as Python integers; ``None`` while a graph is traced, in
+            which no number can depend on data.
     """
 
     real: Tensor
-    lengths: tuple[int, ...]
+    lengths: tuple[int, ...] | None
 
     @staticmethod
     def from_attention_mask(attention_mask: Tensor | None) -> Padding | None:
         """Read a ``[B, N]`` mask (1 or true: real, 0 or false: padding); one device sync.
 
         Returns:
-            ``None`` if the mask is ``None`` or holds no padding.
+            ``None`` if the mask is ``None`` or holds no padding; while a graph is traced, a mask
+            may always hold padding.
         """
         if attention_mask is None:
             return None
         real = attention_mask != 0
+        if torch.compiler.is_compiling():
+            return Padding(real, None)
         lengths = tuple(int(n) for n in real.sum(dim=1).tolist())
         if all(n == real.shape[1] for n in lengths):
             return None

@@ -35,6 +35,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reformer_hf.ops.triton_support import usable_on
+
 # A stream may use three quarters of the range of int32 and a single step one quarter, so that no
 # sum wraps around before it is noticed.
 _RANGE = float(1 << 31)
@@ -68,6 +70,7 @@ class ReversibleStep:
             with a 0-d tensor that depends on ``token``. What it passes stands in for ``function``
             and ``parameters``. The token's gradient comes after those of the parameters.
         width: numbers that the function keeps per position; a CPU gets slices in proportion.
+        saved: bytes per position that autograd would keep of the function; 0: nobody knows.
     """
 
     function: Callable[..., Tensor]
@@ -76,6 +79,7 @@ class ReversibleStep:
     chunk_size: int = 0
     host: Callable[[Tensor, Take], object] | None = None
     width: int = 0
+    saved: int = 0
 
     def spans(self, x: Tensor) -> list[slice]:
         """Positions of the slices of ``x`` ``[B, N, d]`` on which the function is called."""
@@ -152,9 +156,13 @@ class _Gauge:
         used = torch.maximum(
             _largest(stored).to(wide) / (_STREAM_SHARE * _RANGE), _largest(steps) / (share * _RANGE)
         )
+        self.note(used)
+        return torch.where(used < 1.0, self.grid, torch.nan).to(wide)
+
+    def note(self, used: Tensor) -> None:
+        """Take down a share of the range, a 0-d tensor."""
         # fmax passes over NaN: what a stream turns into must not hide how it came to that.
         self.peak = used if self.peak is None else torch.fmax(self.peak, used)
-        return torch.where(used < 1.0, self.grid, torch.nan).to(wide)
 
     def check_restored(self, first: Tensor, second: Tensor) -> None:
         """Make sure that the streams are again what both began as, the same embedding.
@@ -386,6 +394,13 @@ def _add(stored: Tensor, added: Tensor, gauge: _Gauge, total: Tensor, out: Tenso
 
     ``total`` may be ``stored`` itself.
     """
+    if usable_on(stored.device):
+        from reformer_hf.ops import triton_residual
+
+        if triton_residual.fits(stored, added):
+            limits = _STREAM_SHARE * _RANGE, _STEP_SHARE * _RANGE
+            gauge.note(triton_residual.add(stored, added, total, out, gauge.grid, *limits))
+            return
     for block in _blocks(stored):
         steps = _widen(added[:, block]).mul(1.0 / gauge.grid).round_()
         torch.add(stored[:, block], steps.to(stored.dtype), out=total[:, block])
@@ -394,6 +409,12 @@ def _add(stored: Tensor, added: Tensor, gauge: _Gauge, total: Tensor, out: Tenso
 
 def _subtract(stored: Tensor, added: Tensor, grid: float | None, total: Tensor) -> None:
     """Write the stored stream before a step to ``total``, which may be ``stored`` itself."""
+    if grid is not None and usable_on(stored.device):
+        from reformer_hf.ops import triton_residual
+
+        if triton_residual.fits(stored, added):
+            triton_residual.subtract(stored, added, total, grid, _STEP_SHARE * _RANGE)
+            return
     for block in _blocks(stored):
         torch.sub(stored[:, block], to_steps(added[:, block], grid), out=total[:, block])
 
@@ -402,12 +423,20 @@ class _ExactAdd(torch.autograd.Function):
     """``target + added`` through the stored stream; gradients pass straight to both."""
 
     @staticmethod
+    def compute(
+        stored: Tensor, target: Tensor, added: Tensor, gauge: _Gauge
+    ) -> tuple[Tensor, Tensor]:
+        del target
+        total, out = torch.empty_like(stored), torch.empty_like(stored, dtype=_float_of(stored))
+        _add(stored, added, gauge, total, out)
+        return total, out
+
+    @staticmethod
     def forward(
         ctx: Any, stored: Tensor, target: Tensor, added: Tensor, gauge: _Gauge
     ) -> tuple[Tensor, Tensor]:
         ctx.dtype = added.dtype
-        total, out = torch.empty_like(stored), torch.empty_like(stored, dtype=_float_of(stored))
-        _add(stored, added, gauge, total, out)
+        total, out = _ExactAdd.compute(stored, target, added, gauge)
         ctx.mark_non_differentiable(total)
         return total, out
 
@@ -420,12 +449,17 @@ class _EnterGrid(torch.autograd.Function):
     """``from_steps(to_steps(x))``; the gradient passes straight through."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gauge: _Gauge) -> tuple[Tensor, Tensor]:
-        ctx.dtype = x.dtype
+    def compute(x: Tensor, gauge: _Gauge) -> tuple[Tensor, Tensor]:
         stored = to_steps(x, gauge.grid)
-        ctx.mark_non_differentiable(stored)
         factor = gauge.factor(stored, _widen(x).mul(1.0 / gauge.grid), _STREAM_SHARE)
         return stored, from_steps(stored, factor)
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gauge: _Gauge) -> tuple[Tensor, Tensor]:
+        ctx.dtype = x.dtype
+        stored, out = _EnterGrid.compute(x, gauge)
+        ctx.mark_non_differentiable(stored)
+        return stored, out
 
     @staticmethod
     def backward(ctx: Any, _: Tensor, grad: Tensor) -> tuple[Tensor, None]:
@@ -456,6 +490,16 @@ class _Anchor(torch.autograd.Function):
 
 
 Checkpoint = Callable[..., Tensor]
+
+
+@torch.compiler.disable
+def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
+    """Compilers stay out of the engine, and of the sub-layers that it calls.
+
+    What a graph computes in the forward pass would not be, bit for bit, what the backward pass
+    restores.
+    """
+    return function.apply(*arguments)
 
 
 class ResidualStreams:
@@ -501,8 +545,10 @@ class ResidualStreams:
         self._gauge = None if grid is None else _Gauge(grid)
         if self._gauge is None:
             stored, start = x.detach(), x
+        elif torch.is_grad_enabled():
+            stored, start = _apply(_EnterGrid, x, self._gauge)
         else:
-            stored, start = _EnterGrid.apply(x, self._gauge)
+            stored, start = _EnterGrid.compute(x, self._gauge)
         self.start = start
         self._streams = [start, start]
         self._stored = [stored, stored]
@@ -523,8 +569,11 @@ class ResidualStreams:
             if self._gauge is None:
                 self._streams[turn] = target + added
             else:
-                self._stored[turn], self._streams[turn] = _ExactAdd.apply(
-                    self._stored[turn], target, added, self._gauge
+                arguments = (self._stored[turn], target, added, self._gauge)
+                self._stored[turn], self._streams[turn] = (
+                    _apply(_ExactAdd, *arguments)
+                    if torch.is_grad_enabled()
+                    else _ExactAdd.compute(*arguments)
                 )
         self._position += 1
 
@@ -536,7 +585,7 @@ class ResidualStreams:
         ) -> Tensor:
             tensors = (source, target, token, *step.inputs, *parameters)
             here = replace(step, function=function)
-            taken.append(_Coupling.apply(tape, self._gauge, here, *tensors))
+            taken.append(_apply(_Coupling, tape, self._gauge, here, *tensors))
             return taken[0]
 
         if step.host is None:
@@ -551,6 +600,15 @@ class ResidualStreams:
         checkpoint = self._checkpoint
         return join([checkpoint(step.function, x, *step.inputs) for x in step.chunks(source)])
 
+    def keep_activations(self) -> None:
+        """Of the steps from here on, keep what autograd saves, and recompute nothing.
+
+        Numbers and gradients are the same; it takes less time and more memory.
+        """
+        if self._tape is not None and self._position > 0:
+            self._streams = list(self.read())
+        self._stored, self._tape = list(self._stored), None
+
     def read(self) -> tuple[Tensor, Tensor]:
         """The streams as they are now; gradients may flow into them.
 
@@ -559,7 +617,7 @@ class ResidualStreams:
         """
         if self._tape is None:
             return self._streams[0], self._streams[1]
-        self._streams = list(_Anchor.apply(self._tape, *self._streams))
+        self._streams = list(_apply(_Anchor, self._tape, *self._streams))
         return self._streams[0], self._streams[1]
 
     def check_range(self) -> None:

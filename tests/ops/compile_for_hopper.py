@@ -24,6 +24,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from reformer_hf.ops import triton_hash, triton_residual
 from reformer_hf.ops.sorting import sort_by_bucket
 from reformer_hf.ops.windowed_attention import (
     AttentionWindow,
@@ -41,13 +42,14 @@ TYPES = {
     torch.int32: "*i32",
     torch.uint8: "*u8",
 }
+Launch = tuple[Any, tuple[Any, ...], dict[str, Any]]
 OPTIONS = ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion")
 
 
 class Recorder:
     """Stands in for a kernel: takes launches down instead of running them."""
 
-    def __init__(self, kernel: Any, launches: list[tuple[Any, tuple[Any, ...], dict[str, Any]]]):
+    def __init__(self, kernel: Any, launches: list[Launch]):
         self._kernel, self._launches = kernel, launches
 
     def __getitem__(self, grid: Any) -> Callable[..., None]:
@@ -76,6 +78,8 @@ def compile_launch(
             attributes[(index,)] = [["tt.divisibility", 16]]
         elif isinstance(value, float):
             signature[name] = "fp32"
+        elif value >= 1 << 31:
+            signature[name] = "i64"
         else:
             signature[name] = "i32"
             if special and value % 16 == 0:
@@ -102,7 +106,7 @@ def compile_launch(
     }
 
 
-def record_attention(variant: dict[str, Any]) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
+def record_attention(variant: dict[str, Any]) -> list[Launch]:
     """The launches of one call, forward and backward."""
     variant = dict(variant)
     dtype = getattr(torch, variant.pop("dtype"))
@@ -112,7 +116,7 @@ def record_attention(variant: dict[str, Any]) -> list[tuple[Any, tuple[Any, ...]
     order = sort_by_bucket(torch.zeros((1, 4, rounds, 192), dtype=torch.int64)) if rounds else None
     real = torch.ones((1, 192), dtype=torch.bool) if window.pattern == "chunk" else None
     call = WindowedAttentionCall(x, x if own_keys else None, x, order, real, window, 1.0)
-    launches: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
+    launches: list[Launch] = []
     modules = (triton_forward, "forward_kernel"), (triton_backward, "delta_kernel")
     modules += (triton_backward, "queries_kernel"), (triton_backward, "keys_kernel")
     kernels = [getattr(module, name) for module, name in modules]
@@ -127,9 +131,30 @@ def record_attention(variant: dict[str, Any]) -> list[tuple[Any, tuple[Any, ...]
     return launches
 
 
+def record_small_kernels(variant: dict[str, Any]) -> list[Launch]:
+    """The launches of a hash and of the residual sums, there and back."""
+    launches: list[Launch] = []
+    dtype, size = getattr(torch, variant["dtype"]), variant["size"]
+    kernels = triton_hash.angular_kernel, triton_residual.residual_kernel
+    triton_hash.angular_kernel = Recorder(kernels[0], launches)
+    triton_residual.residual_kernel = Recorder(kernels[1], launches)
+    try:
+        vectors = torch.zeros((1, 192, 4, size), dtype=dtype).transpose(1, 2)
+        columns = sum(variant["factors"]) // 2
+        rotations = torch.zeros((4, size, 2, columns))
+        triton_hash.hash_angular(vectors, rotations, variant["factors"])
+        stored, added = (torch.zeros((1, 192, 256), dtype=t) for t in (torch.int32, dtype))
+        triton_residual.add(stored, added, stored, stored.float(), 0.5, 2.0, 2.0)
+        triton_residual.subtract(stored, added, stored, 0.5, 2.0)
+    finally:
+        triton_hash.angular_kernel, triton_residual.residual_kernel = kernels
+    return launches
+
+
 def main() -> None:
     for variant in json.load(sys.stdin):
-        for kernel, arguments, constants in record_attention(variant):
+        record = record_small_kernels if "factors" in variant else record_attention
+        for kernel, arguments, constants in record(variant):
             flags = {n: constants[n] for n in ("FIRST", "LAST") if n in constants}
             result = compile_launch(kernel, arguments, dict(constants))
             print(json.dumps({**variant, **flags, **result}), flush=True)

@@ -58,9 +58,10 @@ def choose_tiling(
 
     A tile of 64 queries feeds the asynchronous matrix units (``wgmma``), which smaller ones do not.
     With 64 keys and heads of 64, scores and probabilities are 32 registers a thread at 4 warps, and
-    so is every fp32 sum of rows. The kernel for keys holds two sums and two score tiles, which fits
-    (255 registers) in the plain case of LSH attention alone. Counting sightings and dropout need
-    registers for every pair; fp32 needs three parts of every operand.
+    so is every fp32 sum of rows. The kernel for keys holds two sums and two score tiles and needs 8
+    warps for them, in the plain case of LSH attention; in all others it takes smaller tiles.
+    Counting sightings and dropout need registers for every pair, and fp32 three parts of every
+    operand.
 
     tests/ops/windowed_attention/test_triton_compilation.py holds all of this to "nothing spills".
 
@@ -76,7 +77,7 @@ def choose_tiling(
         return Tiling(16 if size > 64 or counts_or_drops else 32, 8)
     if counts_or_drops or (kernel == KEYS and (is_ring or own_keys or size > 64)):
         return Tiling(32, 8)
-    return Tiling(64, 8 if size > 64 else 4)
+    return Tiling(64, 8 if size > 64 or kernel == KEYS else 4)
 
 
 class Launch:

@@ -97,8 +97,9 @@ def tile_tokens(order, round_, slots, valid, length):
     """The tokens ``[BLOCK]`` int64 in the slots of a tile."""
     if order is None:
         return slots.to(tl.int64)
-    line = tl.cast(round_, tl.int64) * length
-    return tl.load(order + line + slots, mask=valid, other=0)
+    else:  # without it, Triton would compile what follows all the same
+        line = tl.cast(round_, tl.int64) * length
+        return tl.load(order + line + slots, mask=valid, other=0)
 
 
 @triton.jit

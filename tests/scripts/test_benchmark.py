@@ -336,6 +336,14 @@ def test_peers_pass_their_checks(suite, name):
     assert not [finding for finding in failed if finding.required]
 
 
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_memory_traffic_passes_its_check_and_steps(rounds):
+    case = Case(length=300, num_heads=2, head_size=16, rounds=rounds)
+    contender = find_contender("attention", "copies")
+    assert all(finding.passed for finding in contender.check(case))
+    contender.build(case).step()
+
+
 @pytest.mark.parametrize("suite", ["prefill", "decoding"])
 @pytest.mark.parametrize("name", ["reformer_hf", "transformers_reformer", "gpt2"])
 def test_decoders_pass_their_checks_and_step(suite, name):

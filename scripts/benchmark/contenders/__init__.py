@@ -24,6 +24,7 @@ _ATTENTION = {
     "sdpa": "sdpa_attention:SDPAAttention",
     "flex_window": "flex_window_attention:FlexWindowAttention",
     "products": "matrix_products:AttentionProducts",
+    "copies": "memory_copies:AttentionCopies",
 }
 _PREFILL = {
     "reformer_hf": "reformer_hf_decoding:ReformerHFPrefill",

@@ -7,11 +7,11 @@ kernels: ``triton_launch`` (how a call becomes launches), ``triton_tiles`` (tile
 
 from __future__ import annotations
 
-import importlib.util
 import os
 
 from torch import Tensor
 
+from reformer_hf.ops.triton_support import installed
 from reformer_hf.ops.windowed_attention.call import WindowedAttentionCall
 from reformer_hf.ops.windowed_attention.triton_launch import DTYPES, HEAD_SIZES, MAX_LENGTH
 
@@ -30,7 +30,7 @@ def unsupported(call: WindowedAttentionCall) -> str | None:
     _, _, length, size = query.shape
     if query.device.type != "cuda" and not (query.device.type == "cpu" and interpreted()):
         return f"it runs on cuda devices, got tensors on {query.device.type}"
-    if importlib.util.find_spec("triton") is None:
+    if not installed():
         return "it needs the package triton, which is not installed (`pip install triton`)"
     if query.dtype not in DTYPES:
         return f"it takes {', '.join(str(d) for d in DTYPES)}, got {query.dtype}"

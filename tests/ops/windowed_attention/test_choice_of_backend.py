@@ -11,11 +11,13 @@ import torch
 
 from reformer_hf.ops import windowed_attention as package
 from reformer_hf.ops.sorting import identity_order, sort_by_bucket
+from reformer_hf.ops.triton_support import installed
 from reformer_hf.ops.windowed_attention import (
     BACKENDS,
     AttentionWindow,
     WindowedAttentionCall,
     choose_backend,
+    triton_backend,
     windowed_attention,
 )
 
@@ -67,6 +69,51 @@ def test_auto_passes_over_a_backend_that_cannot_serve(monkeypatch):
     assert choose_backend(call()) == "torch"
     with pytest.raises(ValueError, match=r"'lunar' cannot serve this call: it needs a moon"):
         choose_backend(call(), "lunar")
+
+
+# ---- the triton backend says why not ----
+
+
+def refusal(monkeypatch: pytest.MonkeyPatch, size: int = 64, **changed: Any) -> str:
+    """The error of an explicit choice, for tensors that would be served but for what is changed."""
+    monkeypatch.setenv("TRITON_INTERPRET", changed.pop("interpret", "1"))
+    x = torch.zeros(1, 1, 6, size, **changed)
+    with pytest.raises(ValueError, match="'triton' cannot serve this call") as caught:
+        choose_backend(WindowedAttentionCall(x, None, x, None, None, WINDOW, 1.0), "triton")
+    assert "use one of ['reference', 'torch']" in str(caught.value)
+    return str(caught.value)
+
+
+def test_triton_refuses_other_devices(monkeypatch):
+    assert "runs on cuda devices, got tensors on cpu" in refusal(monkeypatch, interpret="0")
+    assert "runs on cuda devices, got tensors on meta" in refusal(monkeypatch, device="meta")
+
+
+def test_triton_refuses_other_head_sizes(monkeypatch):
+    assert "head sizes 32, 64, 128, got 48" in refusal(monkeypatch, size=48)
+
+
+def test_triton_refuses_other_dtypes(monkeypatch):
+    message = refusal(monkeypatch, dtype=torch.float64)
+    assert "torch.bfloat16, torch.float32, got torch.float64" in message
+
+
+def test_triton_refuses_where_its_package_is_missing(monkeypatch):
+    monkeypatch.setattr(triton_backend, "installed", lambda: False)
+    assert "needs the package triton, which is not installed" in refusal(monkeypatch)
+
+
+@pytest.mark.skipif(not installed(), reason="Triton has no build for this platform")
+def test_auto_on_a_cpu_takes_no_interpreted_kernels(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    x = torch.zeros(1, 1, 6, 64)
+    found = WindowedAttentionCall(x, None, x, None, None, WINDOW, 1.0)
+    assert choose_backend(found, "triton") == "triton"
+    assert choose_backend(found) == "torch"
+
+
+def test_auto_prefers_triton_on_cuda():
+    assert package._AUTOMATIC["cuda"] == ("triton", "torch")
 
 
 def test_the_public_function_runs_the_named_backend(monkeypatch):

@@ -33,6 +33,10 @@ class FeedForward(SubLayer):
         self.outer = nn.Linear(inner_size, config.hidden_size)
         self.activation = ACT2FN[config.hidden_act]
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        # Bytes per position that autograd keeps: the stream as it is read and stored, its
+        # normalisation, the inner layer before and after the activation, and masks of dropout.
+        size, masks = config.hidden_size, config.hidden_dropout_prob > 0.0
+        self._saved = 4 * (3 * size + 2 * inner_size + masks * (size + inner_size))
 
     def residual(self, x: Tensor) -> Tensor:
         """The residual ``[B, n, d]`` of a slice ``[B, n, d]`` of a stream."""
@@ -45,4 +49,4 @@ class FeedForward(SubLayer):
     ) -> ReversibleStep:
         """See :class:`SubLayer`; slices on a CPU also depend on the inner layer's width."""
         step = super().step(inputs=inputs, chunk_size=chunk_size, **settings)
-        return replace(step, width=self.inner_size)
+        return replace(step, width=self.inner_size, saved=self._saved)

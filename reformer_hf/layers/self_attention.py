@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from reformer_hf.layers.context import ForwardContext
 from reformer_hf.layers.heads import HeadMerge, split_heads
 from reformer_hf.layers.norm import StreamLayerNorm
 from reformer_hf.layers.sub_layer import SubLayer
+from reformer_hf.ops.reversible import ReversibleStep
 from reformer_hf.ops.windowed_attention import AttentionWindow
 from reformer_hf.ops.windowed_attention.reference import MAX_LENGTH
 
@@ -45,6 +47,20 @@ class SelfAttention(SubLayer):
             config.head_merge, self.num_heads, config.attention_head_size, config.hidden_size
         )
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        # Bytes per position that autograd keeps: the stream as it is read and stored, its
+        # normalisation, the mask of dropout, projections and output of the heads; and three int64
+        # numbers of the order, per head and round.
+        features = self.num_heads * config.attention_head_size
+        numbers = (3 + (config.hidden_dropout_prob > 0.0)) * config.hidden_size
+        self._saved = 4 * (numbers + (len(self.projections) + 1) * features)
+        self._saved += 24 * self.num_heads * config.num_hashes
+
+    def step(
+        self, *, inputs: tuple[Tensor, ...] = (), chunk_size: int = 0, **settings: Any
+    ) -> ReversibleStep:
+        """See :class:`SubLayer`."""
+        step = super().step(inputs=inputs, chunk_size=chunk_size, **settings)
+        return replace(step, saved=self._saved)
 
     def residual(self, x: Tensor, context: ForwardContext) -> Tensor:
         """The residual ``[B, N, d]`` of a stream ``[B, N, d]``."""

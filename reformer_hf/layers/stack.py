@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
@@ -134,6 +134,27 @@ class ReformerStack(nn.Module):
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Callable[..., Tensor] | None = None
 
+    def _count_recomputed(self, steps: Sequence[ReversibleStep], x: Tensor) -> int:
+        """How many of the steps, from the first one on, the backward pass has to compute again.
+
+        The last steps come first in the backward pass, when most gradients of parameters do not
+        exist yet. Up to as much memory as these will take, activations are kept for nothing: the
+        peak is no higher, and short inputs are not computed twice.
+        """
+        free = sum(
+            p.numel() * p.element_size()
+            for p in self.parameters()
+            if p.requires_grad and p.grad is None
+        )
+        count = len(steps)
+        while count:
+            last = steps[count - 1]
+            free -= last.saved * x.shape[0] * x.shape[1]
+            if free < 0 or last.saved == 0 or last.host is not None:
+                break
+            count -= 1
+        return count
+
     def _merge(self, first: Tensor, second: Tensor) -> Tensor:
         if self.config.stream_merge == "concat":
             return torch.cat((first, second), dim=-1)
@@ -198,11 +219,19 @@ class ReformerStack(nn.Module):
             grid=config.residual_grid if config.exact_reversible else None,
             checkpoint=self._gradient_checkpointing_func if checkpointing else None,
         )
+        steps = [
+            layer.steps(context, encoder_states, config.chunk_size_feed_forward)
+            for layer in cast("list[ReformerLayer]", self.layers)
+        ]
+        recomputed = self._count_recomputed([s for layer in steps for s in layer], x)
         states: list[Tensor] = []
-        for layer in cast("list[ReformerLayer]", self.layers):
+        for layer in steps:
             if output_hidden_states:
                 states.append(self._merge(*streams.read()) if states else self._start(streams))
-            for step in layer.steps(context, encoder_states, config.chunk_size_feed_forward):
+            for step in layer:
+                if recomputed == 0:
+                    streams.keep_activations()
+                recomputed -= 1
                 streams.add(step)
         merged = self._merge(*streams.read())
         if self.training:

@@ -68,21 +68,20 @@ def hash_tokens(
     batch, heads, length, head_size = vectors.shape
     if window.pattern == "chunk" and length <= window.chunk_length:
         return None
-    lengths = padding.lengths if padding is not None else (length,) * batch
     if torch.compiler.is_compiling():
+        known = padding.lengths if padding is not None else (length,) * batch
         real = None if padding is None else padding.real
         if real is None and num_buckets is None and not planned_lengths:
             reach = max(1, window.before, window.after)
             if window.pattern == "window" and length < 2 * reach:
                 return None
         return hash_in_graph(
-            *(vectors, real, planned_lengths or lengths),
+            *(vectors, real, planned_lengths or known),
             None if num_buckets is None else factorize_buckets(num_buckets),
             *(num_hashes, window.pattern, window.before, window.after, window.chunk_length),
             *(hash_seed, hash_family, bucket_width),
         )
-    if lengths is None:
-        raise ValueError("`padding` must know its lengths outside of a compiled graph, got None")
+    lengths = padding.count() if padding is not None else (length,) * batch
     per_row = factors_of_rows(planned_lengths or lengths, num_buckets, window)
     if max(map(count_buckets, per_row), default=1) == 1:
         return None

@@ -41,6 +41,12 @@ class Padding:
             return None
         return Padding(real, lengths)
 
+    def count(self) -> tuple[int, ...]:
+        """:attr:`lengths`, read now where the mask was read in a graph that ends before here."""
+        if self.lengths is not None:
+            return self.lengths
+        return tuple(int(n) for n in self.real.sum(dim=1).tolist())
+
     def positions(self) -> Tensor:
         """``[B, N]`` int64: how many real tokens stand before each token (padding: the nearest)."""
         return (self.real.to(torch.int64).cumsum(dim=1) - 1).clamp_(min=0)

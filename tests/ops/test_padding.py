@@ -39,3 +39,9 @@ def test_positions_of_padding_are_those_of_the_nearest_token_before():
 def test_real_tokens_are_numbered_consecutively(row):
     padding = Padding(torch.tensor([row]), (sum(row),))
     assert padding.positions()[padding.real].tolist() == list(range(sum(row)))
+
+
+def test_lengths_that_a_compiled_graph_did_not_read_are_read_later() -> None:
+    real = torch.tensor([[True, True, False], [True, False, False]])
+    assert Padding(real, None).count() == (2, 1)
+    assert Padding(real, (2, 1)).count() == (2, 1)

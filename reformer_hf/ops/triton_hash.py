@@ -22,7 +22,7 @@ from torch import Tensor
 
 _BLOCK = 64
 _SIZES = (16, 32, 64, 128)
-_LARGEST_HALF = 128
+_LARGEST_HALF = 64  # a wider tile of rotations does not fit into registers
 
 
 @triton.jit
@@ -111,6 +111,7 @@ def hash_angular(vectors: Tensor, rotations: Tensor, factors: Sequence[int]) -> 
         FIRST_WIDTH=_width(first),
         SECOND_WIDTH=_width(second),
         BLOCK=_BLOCK,
+        num_warps=8 if size > 64 else 4,
         enable_fp_fusion=True,
     )
     return buckets

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_BLOCK = 4096
+_BLOCK = 1024
 # From here on every fp32 number is whole, and adding this rounds a smaller one to a whole number.
 _WHOLE = tl.constexpr(float(1 << 23))
 

@@ -3,7 +3,8 @@
 LSH attention is this operation with an order made by hashing; local attention is the same operation
 with the order of the sequence. :func:`windowed_attention` is the public function; the reading order
 is ``call`` (what is asked), ``reference`` (what it means), ``slots`` and ``torch_backend`` (how it
-is computed fast), ``operators`` (how autograd and compilers see it).
+is computed fast), ``triton_backend`` (how on CUDA), ``operators`` (how autograd and compilers see
+it).
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from reformer_hf import ReformerCache, ReformerConfig
+from reformer_hf.cache import lsh_memory
 from reformer_hf.layers.context import ForwardContext
 from reformer_hf.layers.stack import ReformerLayer
 from reformer_hf.ops.padding import Padding
@@ -97,7 +99,9 @@ ACTIONS = st.lists(
     batch=st.integers(1, 2),
     rounds=st.integers(1, 3),
     count_duplicates=st.booleans(),
-    num_buckets=st.sampled_from([None, 1, 4]),
+    num_buckets=st.sampled_from([None, 1, 2, 4]),
+    recorded=st.booleans(),
+    block_cost=st.sampled_from([0, 8]),
     max_tokens=st.sampled_from([None, None, 4, 11]),
 )
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -110,6 +114,8 @@ def test_any_sequence_of_operations_is_that_of_a_list_of_tokens(
     rounds: int,
     count_duplicates: bool,
     num_buckets: int | None,
+    recorded: bool,
+    block_cost: int,
     max_tokens: int | None,
 ) -> None:
     options = {
@@ -119,7 +125,19 @@ def test_any_sequence_of_operations_is_that_of_a_list_of_tokens(
         "max_tokens": max_tokens,
     }
     pair = Pair(kind, seed, batch, options)
-    pair.append(7, padded=False)
+    if recorded:
+        pair.cache.activate_past_recording()
+    # With a cost of 0 every block of new tokens reads the rings, however few tokens there are.
+    with mock.patch.object(lsh_memory, "_GATHER_COST", block_cost):
+        pair.append(7, padded=False)
+        _act(pair, actions)
+        pair.append(1, padded=False)
+        pair.append(6, padded=False)
+        pair.crop(4)
+        pair.append(3, padded=False)
+
+
+def _act(pair: Pair, actions: list[tuple[Any, ...]]) -> None:
     for name, *arguments in actions:
         if name == "record":
             pair.cache.activate_past_recording()
@@ -129,5 +147,3 @@ def test_any_sequence_of_operations_is_that_of_a_list_of_tokens(
             pair.crop(min(arguments[0], max(0, pair.cache.get_seq_length() - 1)))
         else:
             getattr(pair, name)(*arguments)
-    pair.append(1, padded=False)
-    pair.append(6, padded=False)

@@ -45,6 +45,8 @@ class MemoryEstimate:
         sublayer: working set of the costliest sub-layer in the backward pass.
         logits: working set of the head and the loss. It is gone before the sub-layers need theirs
             and before there are gradients, so that only the larger of the two counts.
+        reserve: what a reversible stack keeps in the forward pass where its gradients will be in
+            the backward pass, so as to compute less twice. It meets the logits only.
     """
 
     parameters: int
@@ -53,11 +55,12 @@ class MemoryEstimate:
     streams: int
     sublayer: int
     logits: int
+    reserve: int = 0
 
     @property
     def extra_peak(self) -> int:
         """Above the model itself: activations, and gradients once there are any."""
-        return self.streams + max(self.gradients + self.sublayer, self.logits)
+        return self.streams + max(self.gradients + self.sublayer, self.reserve + self.logits)
 
     @property
     def total(self) -> int:
@@ -90,7 +93,9 @@ def estimate_memory(
       inner activations ``w c f`` and the gradients of its weights once more;
     * head: the streams as they are read ``2 s``, their mean, its normalisation and gradients, and
       three fp32 tensors ``n V`` (log-probabilities and two gradients); with ``chunk_size_lm_head``
-      two, of one slice.
+      two, of one slice;
+    * reserve: streams and activations of some sub-layers, at most as much as the gradients of the
+      stack, and nothing once a stream is larger than these.
 
     Sub-layers follow one another, as do head and sub-layers, so the largest counts, not the sum.
     The result is what is in use at the peak, for full sequences without dropout masks. On top come
@@ -127,7 +132,7 @@ def estimate_memory(
         parts = _encoder_decoder(config, batch_size, length, target_length, width, device)
     else:
         parts = _language_model(config, batch_size, length, width, device)
-    streams, sublayer, logits = parts
+    streams, sublayer, logits, reserve = parts
     return MemoryEstimate(
         parameters=parameters,
         gradients=parameters,
@@ -135,6 +140,7 @@ def estimate_memory(
         streams=streams,
         sublayer=sublayer,
         logits=logits,
+        reserve=reserve,
     )
 
 
@@ -151,11 +157,11 @@ def count_parameters(config: ReformerConfig) -> int:
 
 def _language_model(
     config: ReformerConfig, batch: int, length: int, width: int, device: str
-) -> tuple[int, int, int]:
-    """Bytes of streams, of the costliest sub-layer, and of the head."""
+) -> tuple[int, int, int, int]:
+    """Bytes of streams, of the costliest sub-layer, of the head, and of the reserve."""
     rows, inner = batch * length, config.feed_forward_size
     stack = _Stack(config, config.attn_layers, inner, batch, length, width, device)
-    return stack.kept(), stack.sublayer(), _head(config, rows, width)
+    return stack.kept(), stack.sublayer(), _head(config, rows, width), stack.reserve()
 
 
 def _encoder_decoder(
@@ -165,7 +171,7 @@ def _encoder_decoder(
     target_length: int | None,
     width: int,
     device: str,
-) -> tuple[int, int, int]:
+) -> tuple[int, int, int, int]:
     """Likewise: the encoder waits with its streams and its output while the decoder works."""
     target = config.max_target_positions if target_length is None else target_length
     inner = config.feed_forward_size
@@ -180,6 +186,7 @@ def _encoder_decoder(
         encoder.kept(),
         max(encoder.sublayer(), decoding),
         decoder.kept() + states + _head(config, batch * target, width),
+        encoder.reserve() + decoder.reserve(),
     )
 
 
@@ -215,10 +222,22 @@ class _Stack:
 
     def kept(self) -> int:
         """What a forward pass leaves behind for the backward pass."""
-        if self.config.reversible:
-            return 2 * self._stream
+        return 2 * self._stream if self.config.reversible else self._all_saved()
+
+    def _all_saved(self) -> int:
+        """What plain autograd keeps."""
         layers = (self._attention_saved(kind) + self._inner_saved() for kind in self.kinds)
         return sum(layers) + 2 * self._stream * len(self.kinds)
+
+    def reserve(self) -> int:
+        """What the forward pass keeps besides, where the gradients will be in the backward pass."""
+        config = self.config
+        features = config.num_attention_heads * config.attention_head_size
+        attention = sum(self._projections(kind) + 1 for kind in self.kinds) * features
+        weights = config.hidden_size * (attention + 2 * self.inner_size * len(self.kinds))
+        if not config.reversible or self._stream > 4 * weights:
+            return 0
+        return min(4 * weights, self._all_saved())
 
     def _projections(self, kind: str) -> int:
         return 2 if kind == "lsh" else 3
@@ -347,11 +366,15 @@ def describe(estimate: MemoryEstimate) -> str:
         ("streams", estimate.streams),
         ("sub-layer, backward", estimate.sublayer),
         ("logits and loss", estimate.logits),
+        ("reserve", estimate.reserve),
         ("peak above the model", estimate.extra_peak),
         ("total", estimate.total),
     ]
     lines = [f"{name:<24}{size / 2**20:>12,.1f} MiB" for name, size in rows]
-    note = "Logits are gone before gradients and sub-layers need memory: only the larger counts."
+    note = (
+        "Logits and reserve are gone before gradients and sub-layers need memory: "
+        "only the larger pair counts."
+    )
     return "\n".join([*lines, note])
 
 

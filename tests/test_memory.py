@@ -100,6 +100,14 @@ def test_the_total_is_the_sum_of_what_is_there_together():
     assert estimate.extra_peak == 10 + 100 + 40
     assert estimate.total == 100 + 200 + 150
     assert MemoryEstimate(1, 1, 2, streams=10, sublayer=40, logits=50).extra_peak == 60
+    assert MemoryEstimate(1, 1, 2, streams=10, sublayer=40, logits=50, reserve=7).extra_peak == 67
+
+
+def test_short_inputs_keep_something_and_no_more_than_gradients_take():
+    sizes = [estimate_memory(config_of(), 1, length) for length in (64, 2048, 65536)]
+    assert 0 < sizes[0].reserve < sizes[1].reserve <= sizes[1].gradients
+    assert sizes[2].reserve == 0
+    assert estimate_memory(config_of(reversible=False), 1, 64).reserve == 0
 
 
 def test_what_saves_memory_is_seen_to():
@@ -206,8 +214,9 @@ print(peak.extra())
         ({}, 8192, "float32"),
         ({}, 8192, "bfloat16"),
         ({"attn_layers": ["local", "full"], "vocab_size": 6000}, 2048, "float32"),
+        ({"attn_layers": ["lsh"] * 4, "vocab_size": 12000}, 1024, "float32"),
     ],
-    ids=["lsh", "lsh-bf16", "local-full-logits"],
+    ids=["lsh", "lsh-bf16", "local-full-logits", "kept-and-logits"],
 )
 def test_the_estimate_is_within_a_fifth_of_what_is_measured(changes, length, dtype):
     settings = {"attn_layers": ["lsh"], "hidden_dropout_prob": 0.0, **changes}

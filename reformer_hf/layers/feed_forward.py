@@ -10,6 +10,7 @@ from transformers.activations import ACT2FN
 
 from reformer_hf.configuration_reformer import ReformerConfig
 from reformer_hf.layers.norm import StreamLayerNorm
+from reformer_hf.layers.projection import project
 from reformer_hf.layers.sub_layer import SubLayer
 from reformer_hf.ops.reversible import ReversibleStep
 
@@ -38,10 +39,10 @@ class FeedForward(SubLayer):
         size, masks = config.hidden_size, config.hidden_dropout_prob > 0.0
         self._saved = 4 * (3 * size + 2 * inner_size + masks * (size + inner_size))
 
-    def residual(self, x: Tensor) -> Tensor:
+    def residual(self, x: Tensor, values: bool = True) -> Tensor:
         """The residual ``[B, n, d]`` of a slice ``[B, n, d]`` of a stream."""
         inner = self.activation(self.dropout(self.inner(self.norm(x))))
-        residual: Tensor = self.dropout(self.outer(inner))
+        residual: Tensor = self.dropout(project(self.outer, inner, values))
         return residual
 
     def step(
@@ -49,4 +50,5 @@ class FeedForward(SubLayer):
     ) -> ReversibleStep:
         """See :class:`SubLayer`; slices on a CPU also depend on the inner layer's width."""
         step = super().step(inputs=inputs, chunk_size=chunk_size, **settings)
-        return replace(step, width=self.inner_size, saved=self._saved)
+        spared = self.outer.in_features * self.outer.out_features
+        return replace(step, width=self.inner_size, saved=self._saved, spared=spared)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,6 +19,7 @@ from reformer_hf.layers.self_attention import SelfAttention
 from reformer_hf.layers.sub_layer import SubLayer
 from reformer_hf.ops.lsh_attention import padding_order
 from reformer_hf.ops.padding import Padding
+from reformer_hf.ops.reversible import ReversibleStep
 
 
 def _key_mask(real: Tensor | None) -> Tensor | None:
@@ -122,13 +126,23 @@ class CrossAttention(SubLayer):
         )
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def residual(self, x: Tensor, encoder_states: Tensor, context: ForwardContext) -> Tensor:
+    def step(
+        self, *, inputs: tuple[Tensor, ...] = (), chunk_size: int = 0, **settings: Any
+    ) -> ReversibleStep:
+        """See :class:`SubLayer`."""
+        step = super().step(inputs=inputs, chunk_size=chunk_size, **settings)
+        return replace(step, spared=self.output.multiplications)
+
+    def residual(
+        self, x: Tensor, encoder_states: Tensor, context: ForwardContext, values: bool = True
+    ) -> Tensor:
         """The residual ``[B, N, d]`` of a stream ``[B, N, d]``.
 
         Args:
             x: ``[B, N, d]``.
             encoder_states: ``[B, M, merged_size]``, the encoder's output.
             context: settings of the forward pass.
+            values: see :meth:`SubLayer.residual`.
         """
         query = split_heads(self.query(self.norm(x)), self.num_heads)
         key, value = self._keys_and_values(encoder_states, context.cross_cache)
@@ -142,7 +156,7 @@ class CrossAttention(SubLayer):
             weights = F.dropout(_dense_weights(query, key, mask), dropout, self.training)
             context.cross_attentions.append(weights)
             attended = torch.matmul(weights.to(value.dtype), value)
-        residual: Tensor = self.dropout(self.output(attended))
+        residual: Tensor = self.dropout(self.output(attended, values))
         return residual
 
     def _keys_and_values(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from reformer_hf.layers.projection import project
+
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
     """``[B, N, H * D]`` as ``[B, H, N, D]``, a view."""
@@ -22,9 +24,10 @@ class HeadMerge(nn.Module):
         self.average = merge == "average"
         features = head_size if self.average else num_heads * head_size
         self.dense = nn.Linear(features, hidden_size, bias=False)
+        # Per position.
+        self.multiplications = features * hidden_size
 
-    def forward(self, heads: Tensor) -> Tensor:
-        """Merge and project."""
+    def forward(self, heads: Tensor, values: bool = True) -> Tensor:
+        """Merge and project; with ``values=False`` for the gradients only, see :func:`project`."""
         merged = heads.mean(dim=1) if self.average else heads.transpose(1, 2).flatten(2)
-        projected: Tensor = self.dense(merged)
-        return projected
+        return project(self.dense, merged, values)

@@ -60,9 +60,9 @@ class SelfAttention(SubLayer):
     ) -> ReversibleStep:
         """See :class:`SubLayer`."""
         step = super().step(inputs=inputs, chunk_size=chunk_size, **settings)
-        return replace(step, saved=self._saved)
+        return replace(step, saved=self._saved, spared=self.output.multiplications)
 
-    def residual(self, x: Tensor, context: ForwardContext) -> Tensor:
+    def residual(self, x: Tensor, context: ForwardContext, values: bool = True) -> Tensor:
         """The residual ``[B, N, d]`` of a stream ``[B, N, d]``."""
         normed = self.norm(x)
         heads = [
@@ -78,7 +78,7 @@ class SelfAttention(SubLayer):
             attended = self.attend_with_memory(context.cache, context, *heads)
         else:
             attended = self.attend(context, *heads)
-        residual: Tensor = self.dropout(self.output(attended))
+        residual: Tensor = self.dropout(self.output(attended, values))
         return residual
 
     def attend(self, context: ForwardContext, *heads: Tensor) -> Tensor:

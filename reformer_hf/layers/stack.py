@@ -24,6 +24,8 @@ from reformer_hf.layers.sub_layer import raise_wrong_sharding
 from reformer_hf.ops.decoding_streams import DecodingStreams
 from reformer_hf.ops.reversible import ResidualStreams, ReversibleStep
 
+# Bytes of a number of a stored stream, unless the model works in fp64.
+_STORED_BYTES = 4
 # Up to this many tokens streams are kept in fp64, which is quicker for them.
 _FEW_TOKENS = 64
 
@@ -134,26 +136,37 @@ class ReformerStack(nn.Module):
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Callable[..., Tensor] | None = None
 
-    def _count_recomputed(self, steps: Sequence[ReversibleStep], x: Tensor) -> int:
-        """How many of the steps, from the first one on, the backward pass has to compute again.
+    def _choose_kept(self, steps: Sequence[ReversibleStep], x: Tensor) -> tuple[int, set[int]]:
+        """What of the steps is kept, so that the backward pass need not compute it again.
 
         The last steps come first in the backward pass, when most gradients of parameters do not
-        exist yet. Up to as much memory as these will take, activations are kept for nothing: the
-        peak is no higher, and short inputs are not computed twice.
+        exist yet. Up to as much memory as these will take, something can be kept for nothing: the
+        peak is no higher, and short inputs are hardly computed twice. Per byte, a stream saves
+        most: with it the value of the step it enters is not needed again, nor its last product.
+        What is left over goes to all activations of the last steps.
+
+        Returns:
+            How many steps, from the first one on, are computed again, and before which of these
+            the stream is kept.
         """
         free = sum(
             p.numel() * p.element_size()
             for p in self.parameters()
             if p.requires_grad and p.grad is None
         )
+        stream = x.numel() * max(x.element_size(), _STORED_BYTES)
+        spared = [(s.spared, k) for k, s in enumerate(steps) if s.spared and s.host is None]
+        streams = {k for _, k in sorted(spared, reverse=True)[: free // stream if stream else 0]}
+        free -= len(streams) * stream
         count = len(steps)
         while count:
             last = steps[count - 1]
-            free -= last.saved * x.shape[0] * x.shape[1]
+            free -= last.saved * x.shape[0] * x.shape[1] - stream * (count - 1 in streams)
             if free < 0 or last.saved == 0 or last.host is not None:
                 break
             count -= 1
-        return count
+            streams.discard(count)
+        return count, streams
 
     def _merge(self, first: Tensor, second: Tensor) -> Tensor:
         if self.config.stream_merge == "concat":
@@ -223,16 +236,17 @@ class ReformerStack(nn.Module):
             layer.steps(context, encoder_states, config.chunk_size_feed_forward)
             for layer in cast("list[ReformerLayer]", self.layers)
         ]
-        recomputed = self._count_recomputed([s for layer in steps for s in layer], x)
+        recomputed, kept = self._choose_kept([s for layer in steps for s in layer], x)
         states: list[Tensor] = []
+        index = 0
         for layer in steps:
             if output_hidden_states:
                 states.append(self._merge(*streams.read()) if states else self._start(streams))
             for step in layer:
-                if recomputed == 0:
+                if index == recomputed:
                     streams.keep_activations()
-                recomputed -= 1
-                streams.add(step)
+                streams.add(step, keep_stream=index in kept)
+                index += 1
         merged = self._merge(*streams.read())
         if self.training:
             streams.check_range()

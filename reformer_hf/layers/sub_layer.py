@@ -19,7 +19,11 @@ class SubLayer(nn.Module):
     """
 
     def residual(self, x: Tensor, *inputs: Any, **settings: Any) -> Tensor:
-        """What the sub-layer adds ``[B, N, d]`` to one stream, from the other ``[B, N, d]``."""
+        """What the sub-layer adds ``[B, N, d]`` to one stream, from the other ``[B, N, d]``.
+
+        One of the settings is ``values``; where it is false, only the gradients of the result
+        matter, not its values (see :func:`~reformer_hf.layers.projection.project`).
+        """
         raise NotImplementedError
 
     def forward(self, x: Tensor, *inputs: Any, take: Take | None = None, **settings: Any) -> Tensor:
@@ -43,7 +47,10 @@ class SubLayer(nn.Module):
         parameters = tuple(self.parameters())
         sharded = any(isinstance(part, FSDPModule) for part in self.modules())
         if not sharded and not any(map(_is_zero3, parameters)):
-            return ReversibleStep(function, parameters, inputs, chunk_size)
+            for_gradients = partial(self, **settings, values=False)
+            return ReversibleStep(
+                function, parameters, inputs, chunk_size, for_gradients=for_gradients
+            )
 
         def host(token: Tensor, take: Take) -> None:
             self._check_sharding()

@@ -71,6 +71,10 @@ class ReversibleStep:
             and ``parameters``. The token's gradient comes after those of the parameters.
         width: numbers that the function keeps per position; a CPU gets slices in proportion.
         saved: bytes per position that autograd would keep of the function; 0: nobody knows.
+        for_gradients: ``function`` without its last product: what it returns has the gradients of
+            the function's result, its shape and dtype, but not its values, which nobody needs
+            where the earlier stream was kept. ``None``: only the function itself is there.
+        spared: multiplications per position that ``for_gradients`` does without.
     """
 
     function: Callable[..., Tensor]
@@ -80,6 +84,8 @@ class ReversibleStep:
     host: Callable[[Tensor, Take], object] | None = None
     width: int = 0
     saved: int = 0
+    for_gradients: Callable[..., Tensor] | None = None
+    spared: int = 0
 
     def spans(self, x: Tensor) -> list[slice]:
         """Positions of the slices of ``x`` ``[B, N, d]`` on which the function is called."""
@@ -217,9 +223,14 @@ class _Tape:
         turn = index % 2
         return self.stored[turn] if self.owned[turn] else torch.empty_like(self.stored[turn])
 
-    def replace(self, index: int, stored: Tensor) -> None:
-        """Step ``index`` has made this of its stream."""
-        self.stored[index % 2], self.owned[index % 2] = stored, True
+    def keep(self, index: int) -> Tensor:
+        """The stream that step ``index`` is about to change; it then stays as it is."""
+        self.owned[index % 2] = False
+        return self.stored[index % 2]
+
+    def replace(self, index: int, stored: Tensor, owned: bool = True) -> None:
+        """Step ``index`` has made this of its stream, or found it there."""
+        self.stored[index % 2], self.owned[index % 2] = stored, owned
 
     def clear(self) -> None:
         self.position, self.stored = None, []
@@ -276,7 +287,7 @@ class _Surroundings:
 
 
 class _Coupling(torch.autograd.Function):
-    """``target + f(source, *inputs)`` without saving either stream."""
+    """``target + f(source, *inputs)`` without saving ``source``, and ``target`` only if told to."""
 
     @staticmethod
     def forward(
@@ -284,6 +295,7 @@ class _Coupling(torch.autograd.Function):
         tape: _Tape,
         gauge: _Gauge | None,
         step: ReversibleStep,
+        keep_stream: bool,
         source: Tensor,
         target: Tensor,
         token: Tensor | None,
@@ -294,8 +306,10 @@ class _Coupling(torch.autograd.Function):
         ctx.grid = None if gauge is None else gauge.grid
         num_inputs = len(step.inputs)
         inputs = tensors[:num_inputs]
-        ctx.save_for_backward(*inputs)
+        kept = tape.keep(index) if keep_stream else None
+        ctx.save_for_backward(kept, *inputs)
         ctx.parameters = tensors[num_inputs:]
+        ctx.versions = [p._version for p in ctx.parameters] if keep_stream else []
         ctx.step = replace(step, parameters=(), inputs=(), host=None)
         ctx.surroundings = _Surroundings.capture(source.device)
         with ctx.surroundings.autocast_uncached():
@@ -325,22 +339,31 @@ class _Coupling(torch.autograd.Function):
                 "or a backward pass run out of order?"
             )
         source, out = tape.stored[1 - index % 2], tape.stored[index % 2]
-        need_source = ctx.needs_input_grad[3]
-        need = ctx.needs_input_grad[6:]
-        inputs = [
-            x.detach().requires_grad_(n) for x, n in zip(ctx.saved_tensors, need, strict=False)
-        ]
+        need_source = ctx.needs_input_grad[4]
+        need = ctx.needs_input_grad[7:]
+        kept, *saved = ctx.saved_tensors
+        if kept is not None and [p._version for p in ctx.parameters] != ctx.versions:
+            raise RuntimeError(
+                f"a weight of step {index} of the reversible stack was changed in place between "
+                "the forward and the backward pass, which needs the one that the forward pass used"
+            )
+        inputs = [x.detach().requires_grad_(n) for x, n in zip(saved, need, strict=False)]
         tensors = [*inputs, *ctx.parameters]
         wanted = [t for t, n in zip(tensors, need, strict=True) if n]
         totals: list[Tensor | None] = [None] * len(wanted)
         grad_source = torch.empty_like(grad_out) if need_source else None
-        target = torch.empty_like(out) if grid is None else tape.target(index)
+        function, target = ctx.step.function, kept
+        if kept is not None:
+            function = ctx.step.for_gradients or function
+        else:
+            target = torch.empty_like(out) if grid is None else tape.target(index)
         with ctx.surroundings.replay():
             for span in ctx.step.spans(source):
                 x = from_steps(source[:, span], grid).detach().requires_grad_(need_source)
                 with torch.enable_grad():
-                    added = ctx.step.function(x, *inputs)
-                _subtract(out[:, span], added.detach(), grid, target[:, span])
+                    added = function(x, *inputs)
+                if kept is None:
+                    _subtract(out[:, span], added.detach(), grid, target[:, span])
                 grads: Sequence[Tensor | None] = [None] * (len(wanted) + need_source)
                 if added.requires_grad:
                     grads = torch.autograd.grad(
@@ -356,7 +379,7 @@ class _Coupling(torch.autograd.Function):
                     else:
                         grad_source[:, span] = 0.0 if own is None else own
                 totals = [_accumulate(t, g) for t, g in zip(totals, grads, strict=True)]
-        tape.replace(index, target)
+        tape.replace(index, target, owned=kept is None)
         tape.position = index
         if index == 0:
             if ctx.gauge is not None:
@@ -367,10 +390,10 @@ class _Coupling(torch.autograd.Function):
             for total, w in zip(totals, wanted, strict=True)
         )
         return (
-            *(None, None, None),
+            *(None, None, None, None),
             grad_source,
             grad_out,
-            grad_out.new_zeros(()) if ctx.needs_input_grad[5] else None,
+            grad_out.new_zeros(()) if ctx.needs_input_grad[6] else None,
             *(next(results) if n else None for n in need),
         )
 
@@ -558,12 +581,18 @@ class ResidualStreams:
         if reversible and torch.is_grad_enabled():
             self._tape = _Tape(0, self._stored)
 
-    def add(self, step: ReversibleStep) -> None:
-        """Add ``f(other stream)`` to the stream whose turn it is."""
+    def add(self, step: ReversibleStep, *, keep_stream: bool = False) -> None:
+        """Add ``f(other stream)`` to the stream whose turn it is.
+
+        Args:
+            step: ``f``.
+            keep_stream: keep the stream as it was, so that the backward pass need not compute the
+                value of ``f`` once more, only what its gradients take.
+        """
         turn = self._position % 2
         source, target = self._streams[1 - turn], self._streams[turn]
         if self._tape is not None:
-            self._streams[turn] = self._couple(self._tape, step, source, target)
+            self._streams[turn] = self._couple(self._tape, step, keep_stream, source, target)
         else:
             added = self._call(step, source)
             if self._gauge is None:
@@ -577,7 +606,9 @@ class ResidualStreams:
                 )
         self._position += 1
 
-    def _couple(self, tape: _Tape, step: ReversibleStep, source: Tensor, target: Tensor) -> Tensor:
+    def _couple(
+        self, tape: _Tape, step: ReversibleStep, keep_stream: bool, source: Tensor, target: Tensor
+    ) -> Tensor:
         taken: list[Tensor] = []
 
         def take(
@@ -585,7 +616,7 @@ class ResidualStreams:
         ) -> Tensor:
             tensors = (source, target, token, *step.inputs, *parameters)
             here = replace(step, function=function)
-            taken.append(_apply(_Coupling, tape, self._gauge, here, *tensors))
+            taken.append(_apply(_Coupling, tape, self._gauge, here, keep_stream, *tensors))
             return taken[0]
 
         if step.host is None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -37,13 +38,15 @@ class SubLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.mixing = mixing
 
-    def forward(self, x: Tensor, *inputs: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *inputs: Tensor, values: bool = True) -> Tensor:
         x = nn.functional.layer_norm(x, x.shape[-1:])
         if self.mixing:
             x = x - x.mean(dim=1, keepdim=True)
         for other in inputs:
             x = x + other.mean(dim=1, keepdim=True)
-        return self.down(self.dropout(torch.tanh(self.up(x))))
+        out = self.dropout(self.down(self.dropout(torch.tanh(self.up(x)))))
+        # Wrong values where none are needed, so that a reader of them is found out.
+        return out if values else out * 1.0 + 1e3
 
 
 def sub_layers(depth: int = DEPTH, **options: Any) -> nn.ModuleList:
@@ -58,17 +61,29 @@ def steps_of(
     layers: nn.ModuleList, inputs: tuple[Tensor, ...] = (), chunk_size: int = 0
 ) -> list[ReversibleStep]:
     return [
-        ReversibleStep(layer, tuple(layer.parameters()), inputs, chunk_size) for layer in layers
+        ReversibleStep(
+            layer,
+            tuple(layer.parameters()),
+            inputs,
+            chunk_size,
+            for_gradients=partial(layer, values=False),
+        )
+        for layer in layers
     ]
 
 
 def run(
-    steps: list[ReversibleStep], x: Tensor, *, grid: float | None = GRID, reversible: bool = True
+    steps: list[ReversibleStep],
+    x: Tensor,
+    *,
+    grid: float | None = GRID,
+    reversible: bool = True,
+    keep: Collection[int] = (),
 ) -> Tensor:
     """The two streams after all steps, ``[2, B, N, d]``."""
     streams = ResidualStreams(x, reversible=reversible, grid=grid)
-    for step in steps:
-        streams.add(step)
+    for index, step in enumerate(steps):
+        streams.add(step, keep_stream=index in keep)
     return torch.stack(streams.read())
 
 
@@ -196,6 +211,56 @@ def test_gradients_equal_those_of_plain_autograd_at_depth_24(dropout, narrow):
             return run(steps_of(layers), x, reversible=path)
 
     compare(build, [x, *layers.parameters()])
+
+
+KEPT = pytest.mark.parametrize(
+    "keep",
+    [range(DEPTH), range(0, DEPTH, 3), [DEPTH - 1], [0]],
+    ids=["all", "third", "last", "first"],
+)
+
+
+@KEPT
+@PRECISION
+@pytest.mark.parametrize("chunk_size", [0, 3], ids="chunk{}".format)
+def test_where_streams_are_kept_values_are_not_needed(chunk_size, narrow, keep):
+    layers, x = sub_layers(dropout=0.2, mixing=not chunk_size), tokens()
+
+    def build(kept: bool) -> Tensor:
+        with autocast(narrow):
+            return run(steps_of(layers, chunk_size=chunk_size), x, keep=keep if kept else ())
+
+    compare(build, [x, *layers.parameters()])
+
+
+@KEPT
+def test_streams_kept_without_a_grid_give_nearly_the_gradients_of_plain_autograd(keep):
+    layers, x = sub_layers(), tokens()
+
+    def build(path: bool) -> Tensor:
+        return run(steps_of(layers), x, grid=None, reversible=path, keep=keep)
+
+    compare(build, [x, *layers.parameters()], tolerance=1e-4)
+
+
+def test_a_kept_stream_serves_a_second_backward_pass():
+    layers, x = sub_layers(), tokens()
+    out = run(steps_of(layers), x, keep=range(0, DEPTH, 2))
+    found = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        loss = out.square().sum()
+        found.append(torch.autograd.grad(loss, [x, *layers.parameters()], retain_graph=True))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_a_weight_that_changes_before_the_backward_pass_is_noticed():
+    layers = sub_layers()
+    out = run(steps_of(layers), tokens(), keep=range(DEPTH))
+    with torch.no_grad():
+        layers[3].up.weight.mul_(1.01)
+    with pytest.raises(RuntimeError, match="weight of step 3 of the reversible stack was changed"):
+        out.sum().backward()
 
 
 def test_gradients_pass_straight_through_the_rounding():

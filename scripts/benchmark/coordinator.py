@@ -38,6 +38,8 @@ class Limits:
         budget: seconds of timed steps per cell. A contender whose checked step took ``t`` seconds
             gets ``budget / t`` timed steps, at most ``steps``. Where not even one fits, the checked
             step is the measurement.
+        turn: timed steps that a contender takes before the next one's turn. With one, it finds the
+            caches full of what the others left there.
         time_limit: seconds that a step may take.
         memory_limit: bytes of resident memory that a worker may take; ``None``: any.
     """
@@ -45,6 +47,7 @@ class Limits:
     warmup: int = 2
     steps: int = 5
     budget: float = 120.0
+    turn: int = 1
     time_limit: float = 1800.0
     memory_limit: int | None = None
 
@@ -315,8 +318,10 @@ def _run_size(
                 attempt(name, warm_up)
         while any(remaining.values()):
             for name in [name for name, count in remaining.items() if count > 0]:
-                remaining[name] -= 1
-                attempt(name, step)
+                for _ in range(min(limits.turn, remaining[name])):
+                    if name in workers:
+                        remaining[name] -= 1
+                        attempt(name, step)
         for name in [*workers]:
             attempt(name, finish)
             if cells[name].status == "ok":

@@ -69,7 +69,7 @@ def _heading(document: dict[str, Any]) -> str:
             f"- date: {environment['date']}",
             f"- sizes: {sizes}",
             f"- at most {settings['steps']} timed steps after {settings['warmup']} to warm up, "
-            "contenders in turn",
+            f"{settings['turn']} in a contender's turn",
         ]
     )
 

@@ -74,6 +74,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--warmup", type=int, default=2, help="steps before the timed ones")
     add("--steps", type=int, default=5, help="timed steps at most; 0: memory only")
     add("--budget", type=float, default=120.0, help="seconds of timed steps for each cell")
+    add("--turn", type=int, default=1, help="timed steps before the next contender's turn")
     add("--time-limit", type=float, default=1800.0, help="seconds that one step may take")
     add("--memory-limit", type=float, help="GiB that a process may take (default: 0.9 of the free)")
     add("--seed", type=int, default=0, help="seed of weights and inputs")
@@ -118,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         warmup=arguments.warmup,
         steps=arguments.steps,
         budget=arguments.budget,
+        turn=arguments.turn,
         time_limit=arguments.time_limit,
         memory_limit=_memory_limit(arguments.memory_limit),
     )
@@ -126,6 +128,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "warmup": limits.warmup,
         "steps": limits.steps,
         "budget_s": limits.budget,
+        "turn": limits.turn,
         "time_limit_s": limits.time_limit,
     }
     stem: Path = arguments.output

@@ -45,6 +45,8 @@ class Steps(Workload):
     def step(self):
         with (TRACES / f"{self.name}.steps").open("a") as file:
             file.write("x")
+        with (TRACES / "order").open("a") as file:
+            file.write(self.name[0])
         self.act()
 
     def findings(self):
@@ -70,6 +72,10 @@ class Fake(Contender):
 
 class Good(Fake):
     name = "good"
+
+
+class Happy(Fake):
+    name = "happy"
 
 
 class Wrong(Fake):
@@ -281,6 +287,15 @@ def test_absolute_paths_are_cut(text, expected):
     assert without_paths(text) == expected
 
 
+@pytest.mark.parametrize(
+    ("turn", "expected"), [(1, "gphgphgphgph"), (2, "gphggpphhgph"), (9, "gphgggppphhh")]
+)
+def test_contenders_step_in_turn(turn, expected, fakes):
+    run_fakes(["Good", "Picky", "Happy"], [1024], warmup=1, steps=3, turn=turn)
+    taken = (fakes / "order").read_text().replace("s", "")
+    assert taken == expected
+
+
 def test_slow_contenders_get_fewer_steps():
     limits = Limits(steps=5, budget=10.0)
     assert [limits.timed_steps(seconds) for seconds in (0.001, 2.0, 4.0, 10.5)] == [5, 5, 2, 0]
@@ -437,6 +452,7 @@ def document() -> dict[str, Any]:
             "warmup": 2,
             "steps": 5,
             "budget_s": 120.0,
+            "turn": 1,
             "time_limit_s": 1800.0,
         },
         "labels": {"reformer_hf": "reformer_hf", "peer": "a peer"},

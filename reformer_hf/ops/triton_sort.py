@@ -57,7 +57,7 @@ def count_kernel(
     WIDTH: tl.constexpr,
     SPAN: tl.constexpr,
 ):
-    """How often each digit occurs in one span; ``WIDTH`` is a power of two above ``digits``."""
+    """How often each digit occurs in one span; ``WIDTH`` is a power of two, at least ``digits``."""
     program = tl.program_id(0).to(tl.int64)
     line = program // spans
     span = program % spans
@@ -100,7 +100,7 @@ def place_kernel(
     valid = places < length
     digit = _read(keys, places, valid, num_buckets, FIRST) % digits
 
-    # A line's table sums to its length, so the lines before this one hold line * length tokens.
+    # Every table sums to the length, so ``ends`` starts each line at line * length.
     bins = tl.arange(0, WIDTH)
     cells = (line * digits + bins) * spans + span
     starts = tl.load(ends + cells - 1, mask=(bins < digits) & (cells > 0), other=0)
@@ -157,13 +157,24 @@ def sort_tokens(buckets: Tensor, num_buckets: int) -> tuple[Tensor, Tensor]:
     passes = _digits_of_passes(num_buckets)
     for index, digits in enumerate(passes):
         first, last = index == 0, index == len(passes) - 1
-        sizes = {"WIDTH": max(2, triton.next_power_of_2(digits)), "SPAN": _SPAN}
+        width = max(2, triton.next_power_of_2(digits))
         table = torch.empty(lines * digits * spans, dtype=torch.int64, device=keys.device)
         numbers = length, spans, digits, num_buckets
-        count_kernel[(lines * spans,)](keys, table, *numbers, FIRST=first, **sizes)
+        count_kernel[(lines * spans,)](
+            *(keys, table, *numbers),
+            FIRST=first,
+            WIDTH=width,
+            SPAN=_SPAN,
+            enable_fp_fusion=True,
+        )
         out = order if last else torch.empty_like(keys)
         place_kernel[(lines * spans,)](
-            *(keys, table.cumsum(dim=0), out, rank, *numbers), FIRST=first, LAST=last, **sizes
+            *(keys, table.cumsum(dim=0), out, rank, *numbers),
+            FIRST=first,
+            LAST=last,
+            WIDTH=width,
+            SPAN=_SPAN,
+            enable_fp_fusion=True,
         )
         keys = out
     return order, rank

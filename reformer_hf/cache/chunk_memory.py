@@ -140,6 +140,7 @@ class ChunkLSHMemory(_ChunkMemory):
                     keys,
                     values,
                     self.buckets[:, :, held].transpose(2, 3).to(torch.int64),
+                    num_buckets=self.hasher.num_buckets,
                     chunk_length=window.chunk_length,
                     before=window.before,
                     after=window.after,

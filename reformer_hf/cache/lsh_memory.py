@@ -260,9 +260,10 @@ class LSHMemory(TokenMemory):
         """The sorted order of buckets ``[B, H, R, n]``; ``None``: that of the sequence."""
         if real is not None:
             buckets = torch.where(real[:, None, None, :], buckets, self.num_buckets)
-        elif self.num_buckets == 1:
+            return sort_by_bucket(buckets, self.num_buckets + 1)
+        if self.num_buckets == 1:
             return None
-        return sort_by_bucket(buckets)
+        return sort_by_bucket(buckets, self.num_buckets)
 
     @torch.no_grad()
     def _store_all(

@@ -23,6 +23,7 @@ def attend_in_chunks(
     values: Tensor,
     buckets: Tensor,
     *,
+    num_buckets: int,
     chunk_length: int,
     before: int,
     after: int,
@@ -39,6 +40,7 @@ def attend_in_chunks(
         keys: ``[B, H, T, D]``, normalised, those of the last token included.
         values: ``[B, H, T, D]``.
         buckets: ``[B, H, R, T]`` int64.
+        num_buckets: a number above all buckets.
         chunk_length: ``C``.
         before: chunks before its own.
         after: chunks behind its own.
@@ -48,7 +50,7 @@ def attend_in_chunks(
         ``[B, H, 1, D]``.
     """
     length = keys.shape[2]
-    order = sort_by_bucket(buckets)
+    order = sort_by_bucket(buckets, num_buckets)
     start = (order.rank[..., -1:] // chunk_length - before) * chunk_length
     reach = torch.arange(chunk_length * (1 + before + after), device=keys.device)
     token = order.order.gather(-1, (start + reach).remainder(length)).flatten(2)

@@ -40,7 +40,7 @@ def hash_tokens(
     bucket_width: float = 1.0,
     padding: Padding | None = None,
     planned_lengths: Sequence[int] | None = None,
-) -> Tensor | None:
+) -> tuple[Tensor, int | None] | None:
     """Buckets of all tokens; padding gets the sentinel bucket above all others.
 
     Every row is hashed with the number of buckets for *its* real tokens, so that neither padding
@@ -59,8 +59,9 @@ def hash_tokens(
             chosen for them and not for those at hand.
 
     Returns:
-        ``[B, H, R, N]`` int64, or ``None`` if every row has one bucket or one chunk: then there is
-        nothing to hash, and all rounds would be alike.
+        ``[B, H, R, N]`` int64 and a number above all of them (``None`` while a graph is traced, in
+        which it may depend on data); or ``None`` if every row has one bucket or one chunk: then
+        there is nothing to hash, and all rounds would be alike.
 
     Raises:
         ValueError: a number of buckets that cannot be hashed, or absurdly many of them.
@@ -75,12 +76,13 @@ def hash_tokens(
             reach = max(1, window.before, window.after)
             if window.pattern == "window" and length < 2 * reach:
                 return None
-        return hash_in_graph(
+        buckets = hash_in_graph(
             *(vectors, real, planned_lengths or known),
             None if num_buckets is None else factorize_buckets(num_buckets),
             *(num_hashes, window.pattern, window.before, window.after, window.chunk_length),
             *(hash_seed, hash_family, bucket_width),
         )
+        return buckets, None
     lengths = padding.count() if padding is not None else (length,) * batch
     per_row = factors_of_rows(planned_lengths or lengths, num_buckets, window)
     if max(map(count_buckets, per_row), default=1) == 1:
@@ -89,25 +91,26 @@ def hash_tokens(
         heads, head_size, num_hashes, hash_seed, hash_family, bucket_width, vectors.device
     )
     hasher = RowHasher(settings, per_row, num_positions=length)
-    buckets = hasher(vectors, None if padding is None else padding.positions())
-    if padding is not None:
-        buckets = torch.where(padding.real[:, None, None, :], buckets, hasher.num_buckets)
-    return buckets
+    if padding is None:
+        return hasher(vectors), hasher.num_buckets
+    buckets = hasher(vectors, padding.positions())
+    buckets = torch.where(padding.real[:, None, None, :], buckets, hasher.num_buckets)
+    return buckets, hasher.num_buckets + 1
 
 
 def padding_order(padding: Padding | None) -> BucketOrder | None:
     """The order of the sequence with padding moved behind, shared by all heads (one round)."""
     if padding is None:
         return None
-    return sort_by_bucket((~padding.real).to(torch.int64)[:, None, None, :])
+    return sort_by_bucket((~padding.real).to(torch.int64)[:, None, None, :], num_buckets=2)
 
 
 def _order(query_key: Tensor, **arguments: Any) -> tuple[BucketOrder | None, Tensor | None]:
     """The sorted order of the tokens, and which of them are real."""
     padding: Padding | None = arguments["padding"]
-    buckets = hash_tokens(query_key, **arguments)
-    if buckets is not None:
-        order: BucketOrder | None = sort_by_bucket(buckets)
+    hashed = hash_tokens(query_key, **arguments)
+    if hashed is not None:
+        order: BucketOrder | None = sort_by_bucket(*hashed)
     else:
         # Chunks are cut in the sequence itself, padding included; windows count real tokens.
         order = None if arguments["window"].pattern == "chunk" else padding_order(padding)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from reformer_hf.ops.triton_support import usable_on
+
 
 @dataclass(frozen=True)
 class BucketOrder:
@@ -32,18 +34,26 @@ class BucketOrder:
 
 
 @torch.no_grad()
-def sort_by_bucket(buckets: Tensor) -> BucketOrder:
+def sort_by_bucket(buckets: Tensor, num_buckets: int | None = None) -> BucketOrder:
     """Sort tokens by ``(bucket, position)``.
 
-    The key ``bucket * N + position`` has no ties, so the order is the same on every device.
+    No two tokens have the same key, so the order is the same on every device. On CUDA a counting
+    sort finds it, if the number of buckets is known.
 
     Args:
         buckets: ``[B, H, R, N]`` int64, not negative. Padding belongs in a bucket above all real
             ones: it then sorts last and shares a bucket with no real token.
+        num_buckets: a number above all buckets, that of padding included; ``None``: not known
+            without reading them.
 
     Returns:
         The order, its inverse, and the buckets.
     """
+    if num_buckets is not None and usable_on(buckets.device):
+        from reformer_hf.ops import triton_sort
+
+        if triton_sort.fits(buckets, num_buckets):
+            return BucketOrder(*triton_sort.sort_tokens(buckets, num_buckets), buckets)
     length = buckets.shape[-1]
     position = torch.arange(length, device=buckets.device)
     order = (buckets * length + position).sort(dim=-1).values.remainder_(max(1, length))

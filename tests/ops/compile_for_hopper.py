@@ -24,7 +24,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from reformer_hf.ops import triton_hash, triton_residual
+from reformer_hf.ops import triton_hash, triton_residual, triton_sort
 from reformer_hf.ops.sorting import sort_by_bucket
 from reformer_hf.ops.windowed_attention import (
     AttentionWindow,
@@ -151,9 +151,29 @@ def record_small_kernels(variant: dict[str, Any]) -> list[Launch]:
     return launches
 
 
+def record_sort(variant: dict[str, Any]) -> list[Launch]:
+    """The launches of a sort by bucket, two per pass."""
+    launches: list[Launch] = []
+    kernels = triton_sort.count_kernel, triton_sort.place_kernel
+    triton_sort.count_kernel, triton_sort.place_kernel = (Recorder(k, launches) for k in kernels)
+    try:
+        buckets = torch.zeros((1, 2, 2, variant["length"]), dtype=torch.int64)
+        triton_sort.sort_tokens(buckets, variant["num_buckets"])
+    finally:
+        triton_sort.count_kernel, triton_sort.place_kernel = kernels
+    return launches
+
+
+def recorder_of(variant: dict[str, Any]) -> Callable[[dict[str, Any]], list[Launch]]:
+    """What takes down the launches of a call, told by its arguments."""
+    if "num_buckets" in variant:
+        return record_sort
+    return record_small_kernels if "factors" in variant else record_attention
+
+
 def main() -> None:
     for variant in json.load(sys.stdin):
-        record = record_small_kernels if "factors" in variant else record_attention
+        record = recorder_of(variant)
         for kernel, arguments, constants in record(variant):
             flags = {n: constants[n] for n in ("FIRST", "LAST") if n in constants}
             result = compile_launch(kernel, arguments, dict(constants))

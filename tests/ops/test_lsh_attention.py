@@ -211,12 +211,14 @@ def test_an_unset_number_of_buckets_is_chosen_from_the_length(length):
 
 def test_padding_gets_a_bucket_above_all_others():
     mask = torch.tensor([[1] * 10 + [0] * 40, [1] * 50])
-    buckets = hash_tokens(
+    hashed = hash_tokens(
         inputs(50, batch=2)[0],
         **arguments(num_buckets=None, padding=Padding.from_attention_mask(mask)),
     )
-    assert buckets is not None
+    assert hashed is not None
     chosen = buckets_for_length(50, CAUSAL)
+    buckets, above_all = hashed
+    assert above_all == chosen + 1
     assert torch.equal(buckets[0, :, :, :10], torch.zeros_like(buckets[0, :, :, :10]))
     assert torch.equal(buckets[0, :, :, 10:], torch.full_like(buckets[0, :, :, 10:], chosen))
     assert buckets[1].max() < chosen
@@ -285,8 +287,10 @@ def test_weights_times_values_are_the_output(window, padded):
 
 def test_tokens_attend_within_their_buckets_only():
     query_key, value = inputs(40)
-    buckets = hash_tokens(query_key, **arguments(num_buckets=4, num_hashes=1))
-    assert buckets is not None
+    hashed = hash_tokens(query_key, **arguments(num_buckets=4, num_hashes=1))
+    assert hashed is not None
+    buckets, above_all = hashed
+    assert above_all == 4
     weights = lsh_attention_weights(
         query_key, value, **arguments(num_buckets=4, num_hashes=1, padding=None)
     )

@@ -95,6 +95,16 @@ def test_hash_and_residual_sums_do_not_spill(dtype, size, factors):
     assert [x for x in compiled if x["spilled"]] == []
 
 
+@pytest.mark.parametrize(
+    ("num_buckets", "length", "passes"),
+    [(1, 1000, 1), (512, 4096, 1), (300_000, 5000, 3)],
+)
+def test_the_sort_does_not_spill(num_buckets, length, passes):
+    compiled = compile_all([{"num_buckets": num_buckets, "length": length}])
+    assert [x["kernel"] for x in compiled] == passes * ["count_kernel", "place_kernel"]
+    assert [x for x in compiled if x["spilled"]] == []
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("size", [32, 64, 128])

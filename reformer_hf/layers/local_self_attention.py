@@ -15,6 +15,10 @@ class LocalSelfAttention(SelfAttention):
 
     projections = ("query", "key", "value")
 
+    def size_of_results(self) -> int:
+        """The output of the heads, and two sums of each."""
+        return self.num_heads * (4 * self.config.attention_head_size + 8)
+
     def attend(self, context: ForwardContext, *heads: Tensor) -> Tensor:
         """Local attention of ``query``, ``key`` and ``value`` heads."""
         out, _ = local_attention(

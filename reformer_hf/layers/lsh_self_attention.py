@@ -22,6 +22,11 @@ class LSHSelfAttention(SelfAttention):
 
     projections = ("query_key", "value")
 
+    def size_of_results(self) -> int:
+        """The output of the heads, two sums of each, and per round three numbers of the order."""
+        config = self.config
+        return self.num_heads * (4 * config.attention_head_size + 8 + 24 * config.num_hashes)
+
     def _arguments(self, context: ForwardContext) -> dict[str, Any]:
         config = self.config
         # The original draws the same rotations in every layer; ours differ from layer to layer.

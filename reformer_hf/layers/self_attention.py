@@ -60,7 +60,16 @@ class SelfAttention(SubLayer):
     ) -> ReversibleStep:
         """See :class:`SubLayer`."""
         step = super().step(inputs=inputs, chunk_size=chunk_size, **settings)
-        return replace(step, saved=self._saved, spared=self.output.multiplications)
+        return replace(
+            step,
+            saved=self._saved,
+            spared=self.output.multiplications,
+            results=self.size_of_results(),
+        )
+
+    def size_of_results(self) -> int:
+        """Bytes per position of what an operation of the sub-layer can remember."""
+        return 0
 
     def residual(self, x: Tensor, context: ForwardContext, values: bool = True) -> Tensor:
         """The residual ``[B, N, d]`` of a stream ``[B, N, d]``."""

@@ -22,7 +22,7 @@ from reformer_hf.layers.norm import StreamLayerNorm
 from reformer_hf.layers.self_attention import MAX_LENGTH_WITH_ATTENTIONS, SelfAttention
 from reformer_hf.layers.sub_layer import raise_wrong_sharding
 from reformer_hf.ops.decoding_streams import DecodingStreams
-from reformer_hf.ops.reversible import ResidualStreams, ReversibleStep
+from reformer_hf.ops.reversible import Keep, ResidualStreams, ReversibleStep
 
 # Bytes of a number of a stored stream, unless the model works in fp64.
 _STORED_BYTES = 4
@@ -136,37 +136,47 @@ class ReformerStack(nn.Module):
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Callable[..., Tensor] | None = None
 
-    def _choose_kept(self, steps: Sequence[ReversibleStep], x: Tensor) -> tuple[int, set[int]]:
+    def _choose_kept(self, steps: Sequence[ReversibleStep], x: Tensor) -> tuple[int, list[Keep]]:
         """What of the steps is kept, so that the backward pass need not compute it again.
 
         The last steps come first in the backward pass, when most gradients of parameters do not
         exist yet. Up to as much memory as these will take, something can be kept for nothing: the
-        peak is no higher, and short inputs are hardly computed twice. Per byte, a stream saves
-        most: with it the value of the step it enters is not needed again, nor its last product.
-        What is left over goes to all activations of the last steps.
+        peak is no higher, and short inputs are hardly computed twice. In the order of what they
+        save per byte: results that a step remembers; the stream before a step, with which not its
+        value is needed again but only its gradients, for which its last product is not; all
+        activations of the last steps.
 
         Returns:
-            How many steps, from the first one on, are computed again, and before which of these
-            the stream is kept.
+            How many steps, from the first one on, are computed again, and what is kept of these.
         """
         free = sum(
             p.numel() * p.element_size()
             for p in self.parameters()
-            if p.requires_grad and p.grad is None
+            # With a hook, an optimizer may use up every gradient at once.
+            if p.requires_grad and p.grad is None and not p._post_accumulate_grad_hooks
         )
+        positions = x.shape[0] * x.shape[1]
         stream = x.numel() * max(x.element_size(), _STORED_BYTES)
-        spared = [(s.spared, k) for k, s in enumerate(steps) if s.spared and s.host is None]
-        streams = {k for _, k in sorted(spared, reverse=True)[: free // stream if stream else 0]}
-        free -= len(streams) * stream
+        keep, taken = [Keep()] * len(steps), [0] * len(steps)
+        here = [k for k, step in reversed([*enumerate(steps)]) if step.host is None]
+        for k in here:
+            size = steps[k].results * positions
+            if 0 < size <= free:
+                keep[k], taken[k] = Keep(results=True), size
+                free -= size
+        for k in sorted(here, key=lambda k: -steps[k].spared):
+            if steps[k].spared and stream <= free:
+                keep[k] = replace(keep[k], stream=True)
+                taken[k] += stream
+                free -= stream
         count = len(steps)
         while count:
             last = steps[count - 1]
-            free -= last.saved * x.shape[0] * x.shape[1] - stream * (count - 1 in streams)
+            free -= last.saved * positions - taken[count - 1]
             if free < 0 or last.saved == 0 or last.host is not None:
                 break
             count -= 1
-            streams.discard(count)
-        return count, streams
+        return count, keep[:count]
 
     def _merge(self, first: Tensor, second: Tensor) -> Tensor:
         if self.config.stream_merge == "concat":
@@ -245,7 +255,7 @@ class ReformerStack(nn.Module):
             for step in layer:
                 if index == recomputed:
                     streams.keep_activations()
-                streams.add(step, keep_stream=index in kept)
+                streams.add(step, kept[index] if index < recomputed else Keep())
                 index += 1
         merged = self._merge(*streams.read())
         if self.training:

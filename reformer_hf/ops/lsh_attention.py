@@ -12,6 +12,7 @@ from reformer_hf.ops.hash_operator import hash_in_graph
 from reformer_hf.ops.hashing import factorize_buckets
 from reformer_hf.ops.original_rounding import lonely_mass
 from reformer_hf.ops.padding import Padding
+from reformer_hf.ops.recall import remember
 from reformer_hf.ops.row_hashing import (
     HashSettings,
     RowHasher,
@@ -108,12 +109,18 @@ def padding_order(padding: Padding | None) -> BucketOrder | None:
 def _order(query_key: Tensor, **arguments: Any) -> tuple[BucketOrder | None, Tensor | None]:
     """The sorted order of the tokens, and which of them are real."""
     padding: Padding | None = arguments["padding"]
-    hashed = hash_tokens(query_key, **arguments)
-    if hashed is not None:
-        order: BucketOrder | None = sort_by_bucket(*hashed)
-    else:
-        # Chunks are cut in the sequence itself, padding included; windows count real tokens.
-        order = None if arguments["window"].pattern == "chunk" else padding_order(padding)
+
+    def sort() -> tuple[Tensor, ...]:
+        hashed = hash_tokens(query_key, **arguments)
+        if hashed is not None:
+            order: BucketOrder | None = sort_by_bucket(*hashed)
+        else:
+            # Chunks are cut in the sequence itself, padding included; windows count real tokens.
+            order = None if arguments["window"].pattern == "chunk" else padding_order(padding)
+        return () if order is None else (order.order, order.rank, order.bucket)
+
+    found = remember(sort)
+    order = BucketOrder(*found) if found else None
     return order, padding.real if padding is not None else None
 
 

@@ -35,6 +35,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reformer_hf.ops.recall import Recall
 from reformer_hf.ops.triton_support import usable_on
 
 # A stream may use three quarters of the range of int32 and a single step one quarter, so that no
@@ -75,6 +76,8 @@ class ReversibleStep:
             the function's result, its shape and dtype, but not its values, which nobody needs
             where the earlier stream was kept. ``None``: only the function itself is there.
         spared: multiplications per position that ``for_gradients`` does without.
+        results: bytes per position of what the function remembers (see
+            :func:`~reformer_hf.ops.recall.remember`) if it is told to.
     """
 
     function: Callable[..., Tensor]
@@ -86,6 +89,7 @@ class ReversibleStep:
     saved: int = 0
     for_gradients: Callable[..., Tensor] | None = None
     spared: int = 0
+    results: int = 0
 
     def spans(self, x: Tensor) -> list[slice]:
         """Positions of the slices of ``x`` ``[B, N, d]`` on which the function is called."""
@@ -100,6 +104,23 @@ class ReversibleStep:
     def chunks(self, x: Tensor) -> list[Tensor]:
         """The slices themselves."""
         return [x[:, span] for span in self.spans(x)]
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What of a step is kept for the backward pass; by default nothing.
+
+    Attributes:
+        stream: the stream before the step, so that not its value but only its gradients are
+            needed once more.
+        results: what its function remembers.
+    """
+
+    stream: bool = False
+    results: bool = False
+
+
+_NOTHING = Keep()
 
 
 def _widen(x: Tensor) -> Tensor:
@@ -295,7 +316,7 @@ class _Coupling(torch.autograd.Function):
         tape: _Tape,
         gauge: _Gauge | None,
         step: ReversibleStep,
-        keep_stream: bool,
+        keep: Keep,
         source: Tensor,
         target: Tensor,
         token: Tensor | None,
@@ -304,15 +325,16 @@ class _Coupling(torch.autograd.Function):
         index = tape.position or 0
         ctx.tape, ctx.index, ctx.gauge = tape, index, gauge
         ctx.grid = None if gauge is None else gauge.grid
-        num_inputs = len(step.inputs)
+        num_inputs = ctx.num_inputs = len(step.inputs)
         inputs = tensors[:num_inputs]
-        kept = tape.keep(index) if keep_stream else None
-        ctx.save_for_backward(kept, *inputs)
+        kept = tape.keep(index) if keep.stream else None
+        ctx.recall = Recall() if keep.results else None
         ctx.parameters = tensors[num_inputs:]
-        ctx.versions = [p._version for p in ctx.parameters] if keep_stream else []
+        ctx.versions = [p._version for p in ctx.parameters] if keep != _NOTHING else []
         ctx.step = replace(step, parameters=(), inputs=(), host=None)
         ctx.surroundings = _Surroundings.capture(source.device)
-        with ctx.surroundings.autocast_uncached():
+        recording = ctx.recall.record() if keep.results else contextlib.nullcontext(())
+        with ctx.surroundings.autocast_uncached(), recording as results:
             if gauge is None:
                 added = join([step.function(x, *inputs) for x in step.chunks(source)])
                 out = tape.stored[index % 2] + added
@@ -325,6 +347,7 @@ class _Coupling(torch.autograd.Function):
                     added = step.function(source[:, span], *inputs)
                     _add(stored[:, span], added, gauge, total[:, span], out[:, span])
                 tape.replace(index, total)
+        ctx.save_for_backward(kept, *inputs, *results)
         tape.position = index + 1
         return out
 
@@ -342,12 +365,16 @@ class _Coupling(torch.autograd.Function):
         need_source = ctx.needs_input_grad[4]
         need = ctx.needs_input_grad[7:]
         kept, *saved = ctx.saved_tensors
-        if kept is not None and [p._version for p in ctx.parameters] != ctx.versions:
+        inputs = [
+            x.detach().requires_grad_(n)
+            for x, n in zip(saved[: ctx.num_inputs], need, strict=False)
+        ]
+        results = saved[ctx.num_inputs :]
+        if (kept is not None or results) and [p._version for p in ctx.parameters] != ctx.versions:
             raise RuntimeError(
                 f"a weight of step {index} of the reversible stack was changed in place between "
                 "the forward and the backward pass, which needs the one that the forward pass used"
             )
-        inputs = [x.detach().requires_grad_(n) for x, n in zip(saved, need, strict=False)]
         tensors = [*inputs, *ctx.parameters]
         wanted = [t for t, n in zip(tensors, need, strict=True) if n]
         totals: list[Tensor | None] = [None] * len(wanted)
@@ -357,7 +384,8 @@ class _Coupling(torch.autograd.Function):
             function = ctx.step.for_gradients or function
         else:
             target = torch.empty_like(out) if grid is None else tape.target(index)
-        with ctx.surroundings.replay():
+        recalling = contextlib.nullcontext() if ctx.recall is None else ctx.recall.replay(results)
+        with ctx.surroundings.replay(), recalling:
             for span in ctx.step.spans(source):
                 x = from_steps(source[:, span], grid).detach().requires_grad_(need_source)
                 with torch.enable_grad():
@@ -581,18 +609,17 @@ class ResidualStreams:
         if reversible and torch.is_grad_enabled():
             self._tape = _Tape(0, self._stored)
 
-    def add(self, step: ReversibleStep, *, keep_stream: bool = False) -> None:
+    def add(self, step: ReversibleStep, keep: Keep = _NOTHING) -> None:
         """Add ``f(other stream)`` to the stream whose turn it is.
 
         Args:
             step: ``f``.
-            keep_stream: keep the stream as it was, so that the backward pass need not compute the
-                value of ``f`` once more, only what its gradients take.
+            keep: what is kept so that the backward pass computes less.
         """
         turn = self._position % 2
         source, target = self._streams[1 - turn], self._streams[turn]
         if self._tape is not None:
-            self._streams[turn] = self._couple(self._tape, step, keep_stream, source, target)
+            self._streams[turn] = self._couple(self._tape, step, keep, source, target)
         else:
             added = self._call(step, source)
             if self._gauge is None:
@@ -607,7 +634,7 @@ class ResidualStreams:
         self._position += 1
 
     def _couple(
-        self, tape: _Tape, step: ReversibleStep, keep_stream: bool, source: Tensor, target: Tensor
+        self, tape: _Tape, step: ReversibleStep, keep: Keep, source: Tensor, target: Tensor
     ) -> Tensor:
         taken: list[Tensor] = []
 
@@ -616,7 +643,7 @@ class ResidualStreams:
         ) -> Tensor:
             tensors = (source, target, token, *step.inputs, *parameters)
             here = replace(step, function=function)
-            taken.append(_apply(_Coupling, tape, self._gauge, here, keep_stream, *tensors))
+            taken.append(_apply(_Coupling, tape, self._gauge, here, keep, *tensors))
             return taken[0]
 
         if step.host is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given
@@ -12,7 +14,9 @@ from reformer_hf import ReformerConfig, ReformerForCausalLM
 from reformer_hf.layers.feed_forward import FeedForward
 from reformer_hf.layers.self_attention import SelfAttention
 from reformer_hf.layers.stack import ReformerStack
-from reformer_hf.ops.reversible import ReversibleStep
+from reformer_hf.ops.reversible import Keep, ReversibleStep
+from reformer_hf.ops.windowed_attention import operators
+from reformer_hf.ops.windowed_attention.call import WindowedAttentionCall
 
 LAYERS = ["lsh", "local", "full"]
 
@@ -70,7 +74,9 @@ def test_the_gradients_are_the_same(
     length: int, model: ReformerForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = train(model, length)
-    monkeypatch.setattr(ReformerStack, "_choose_kept", lambda self, steps, x: (len(steps), set()))
+    monkeypatch.setattr(
+        ReformerStack, "_choose_kept", lambda self, steps, x: (len(steps), [Keep()] * len(steps))
+    )
     recomputed = train(model, length)
     assert kept.keys() == recomputed.keys()
     for name, grad in kept.items():
@@ -78,12 +84,14 @@ def test_the_gradients_are_the_same(
 
 
 @pytest.fixture
-def choices(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, set[int]]]:
+def choices(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[Keep]]]:
     """What stacks choose to keep, added to as they do."""
-    made: list[tuple[int, set[int]]] = []
+    made: list[tuple[int, list[Keep]]] = []
     choose = ReformerStack._choose_kept
 
-    def noting(self: ReformerStack, steps: list[ReversibleStep], x: Tensor) -> tuple[int, set[int]]:
+    def noting(
+        self: ReformerStack, steps: list[ReversibleStep], x: Tensor
+    ) -> tuple[int, list[Keep]]:
         made.append(choose(self, steps, x))
         return made[-1]
 
@@ -91,22 +99,37 @@ def choices(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, set[int]]]:
     return made
 
 
-def test_streams_go_first_and_those_of_the_costliest_products_before_others(
-    model: ReformerForCausalLM, choices: list[tuple[int, set[int]]]
+def test_results_go_first_and_streams_of_the_costliest_products_before_others(
+    model: ReformerForCausalLM, choices: list[tuple[int, list[Keep]]]
 ) -> None:
-    for length in (130, 400, 1000, 4000):
+    for length in (100, 300, 500, 1200, 4000):
         model(torch.zeros(1, length, dtype=torch.int64))
-    # The feed-forward layers are the odd ones.
-    assert choices == [(6, {0, 1, 2, 3, 4, 5}), (6, {1, 2, 3, 4, 5}), (6, {5, 3}), (6, set())]
+    assert [recomputed for recomputed, _ in choices] == [6] * 5
+    # The feed-forward layers are the odd ones; full attention (4) remembers nothing.
+    assert [[k for k, keep in enumerate(kept) if keep.results] for _, kept in choices] == [
+        [0, 2],
+        [0, 2],
+        [0, 2],
+        [2],
+        [],
+    ]
+    assert [[k for k, keep in enumerate(kept) if keep.stream] for _, kept in choices] == [
+        [0, 1, 2, 3, 4, 5],
+        [1, 2, 3, 4, 5],
+        [3, 5],
+        [],
+        [],
+    ]
 
 
 @given(
-    spared=st.lists(st.integers(0, 3), min_size=1, max_size=12),
-    saved=st.integers(0, 12),
+    sizes=st.lists(
+        st.tuples(st.integers(0, 3), st.integers(0, 2), st.integers(0, 8)), min_size=1, max_size=12
+    ),
     length=st.integers(1, 60),
 )
 def test_no_more_is_kept_than_the_gradients_will_take(
-    spared: list[int], saved: int, length: int
+    sizes: list[tuple[int, int, int]], length: int
 ) -> None:
     config = ReformerConfig(
         vocab_size=30, hidden_size=16, num_attention_heads=2, attention_head_size=8,
@@ -114,14 +137,77 @@ def test_no_more_is_kept_than_the_gradients_will_take(
     )  # fmt: skip
     stack = ReformerStack(config, ["local"], causal=True)
     gradients = sum(4 * p.numel() for p in stack.parameters())
-    steps = [ReversibleStep(torch.tanh, (), saved=64 * saved, spared=count) for count in spared]
-    recomputed, streams = stack._choose_kept(steps, torch.zeros(1, length, 16))
-    assert all(k < recomputed and spared[k] for k in streams)
-    kept = 64 * length * (len(streams) + saved * (len(steps) - recomputed))
-    assert kept <= gradients
-    if recomputed and saved:
-        # What is left over is less than one more step would take.
-        assert kept + 64 * length * saved > gradients or any(spared)
+    steps = [
+        # All that autograd keeps includes the results and the stream.
+        ReversibleStep(torch.tanh, (), spared=a, results=64 * b, saved=64 * (b + c + 1))
+        for a, b, c in sizes
+    ]
+    recomputed, kept = stack._choose_kept(steps, torch.zeros(1, length, 16))
+    assert len(kept) == recomputed
+    taken = sum(step.saved for step in steps[recomputed:])
+    for step, keep in zip(steps, kept, strict=False):
+        assert step.spared or not keep.stream
+        assert step.results or not keep.results
+        taken += 64 * keep.stream + step.results * keep.results
+    assert taken * length <= gradients
+    # What is left over is less than another step would take.
+    left = gradients - taken * length
+    for step, keep in zip(steps, kept, strict=False):
+        assert keep.results or not 0 < step.results * length <= left
+        assert keep.stream or not step.spared or 64 * length > left
+
+
+@pytest.mark.parametrize("pattern", ["window", "chunk"])
+@pytest.mark.parametrize("keep", [Keep(results=True), Keep(stream=True), Keep(True, True)])
+def test_what_is_kept_changes_no_gradient(
+    keep: Keep, pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    config = ReformerConfig(
+        vocab_size=30, hidden_size=32, num_attention_heads=2, attention_head_size=16,
+        feed_forward_size=64, attn_layers=LAYERS, lsh_attn_chunk_length=8, num_hashes=2,
+        local_attn_chunk_length=8, attention_pattern=pattern, hidden_dropout_prob=0.1,
+        lsh_attention_probs_dropout_prob=0.1, local_attention_probs_dropout_prob=0.1,
+        num_buckets=8, hash_seed=3, max_position_embeddings=256,
+    )  # fmt: skip
+    model = ReformerForCausalLM(config)
+    found = []
+    for kept in (Keep(), keep):
+
+        def choose(
+            self: ReformerStack, steps: list[ReversibleStep], x: Tensor, kept: Keep = kept
+        ) -> tuple[int, list[Keep]]:
+            return len(steps), [kept] * len(steps)
+
+        monkeypatch.setattr(ReformerStack, "_choose_kept", choose)
+        torch.manual_seed(1)
+        ids = torch.randint(0, 30, (2, 64))
+        mask = torch.ones_like(ids)
+        mask[0, 50:] = 0
+        model(ids, attention_mask=mask, labels=ids).loss.backward()
+        found.append([p.grad for p in model.parameters()])
+        model.zero_grad()
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_what_is_remembered_is_not_computed_again(
+    model: ReformerForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels, calls = operators._KERNELS["torch"], []
+
+    def forward(call: WindowedAttentionCall) -> tuple[Tensor, Tensor, Tensor | None]:
+        calls.append(call)
+        return kernels.forward(call)
+
+    counting = SimpleNamespace(forward=forward, backward=kernels.backward)
+    monkeypatch.setitem(operators._KERNELS, "torch", counting)
+    for length, expected in ((100, 2), (1200, 3), (4000, 4)):
+        calls.clear()
+        train(model, length)
+        assert len(calls) == expected
 
 
 def test_nothing_is_kept_where_the_gradients_are_there_already(
@@ -130,6 +216,14 @@ def test_nothing_is_kept_where_the_gradients_are_there_already(
     calls = count_calls(model)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
+    train(model, 8)
+    assert len(calls) == 4 * len(LAYERS)
+
+
+def test_nothing_is_kept_where_gradients_are_used_up_at_once(model: ReformerForCausalLM) -> None:
+    calls = count_calls(model)
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
     train(model, 8)
     assert len(calls) == 4 * len(LAYERS)
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from reformer_hf.ops import reversible
-from reformer_hf.ops.reversible import ResidualStreams, ReversibleStep, from_steps, to_steps
+from reformer_hf.ops.recall import recalling, remember
+from reformer_hf.ops.reversible import Keep, ResidualStreams, ReversibleStep, from_steps, to_steps
 
 GRID = 2.0**-20
 DEPTH, WIDTH, LENGTH = 24, 12, 7
@@ -37,6 +38,7 @@ class SubLayer(nn.Module):
         self.down = nn.Linear(2 * width, width, bias=False)
         self.dropout = nn.Dropout(dropout)
         self.mixing = mixing
+        self.found = 0  # calls that were handed a result
 
     def forward(self, x: Tensor, *inputs: Tensor, values: bool = True) -> Tensor:
         x = nn.functional.layer_norm(x, x.shape[-1:])
@@ -44,6 +46,10 @@ class SubLayer(nn.Module):
             x = x - x.mean(dim=1, keepdim=True)
         for other in inputs:
             x = x + other.mean(dim=1, keepdim=True)
+        # Not differentiable, as what is remembered must be.
+        (scale,) = remember(lambda: (x.detach().abs().amax(dim=-1, keepdim=True),))
+        self.found += recalling()
+        x = x / scale
         out = self.dropout(self.down(self.dropout(torch.tanh(self.up(x)))))
         # Wrong values where none are needed, so that a reader of them is found out.
         return out if values else out * 1.0 + 1e3
@@ -83,7 +89,7 @@ def run(
     """The two streams after all steps, ``[2, B, N, d]``."""
     streams = ResidualStreams(x, reversible=reversible, grid=grid)
     for index, step in enumerate(steps):
-        streams.add(step, keep_stream=index in keep)
+        streams.add(step, Keep(stream=index in keep, results=index % 2 == 0 and index in keep))
     return torch.stack(streams.read())
 
 
@@ -231,6 +237,10 @@ def test_where_streams_are_kept_values_are_not_needed(chunk_size, narrow, keep):
             return run(steps_of(layers, chunk_size=chunk_size), x, keep=keep if kept else ())
 
     compare(build, [x, *layers.parameters()])
+    slices = 1 if chunk_size == 0 else -(-LENGTH // chunk_size)
+    assert [layer.found for layer in layers] == [
+        slices * (k % 2 == 0 and k in keep) for k in range(DEPTH)
+    ]
 
 
 @KEPT

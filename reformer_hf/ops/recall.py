@@ -64,6 +64,7 @@ class Recall:
             yield
         finally:
             _active.reset(token)
+            self._coming = None
 
     def _of(self, compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         if self._coming is not None:

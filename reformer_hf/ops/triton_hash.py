@@ -35,7 +35,9 @@ def _largest(x, rotations, step, HEAD: tl.constexpr, HALF: tl.constexpr, WIDTH: 
     p = tl.dot(x, r, input_precision="tf32x3")
     ahead, there = tl.max(tl.where(inside[None, :], p, -float("inf")), axis=1, return_indices=True)
     behind, back = tl.max(tl.where(inside[None, :], -p, -float("inf")), axis=1, return_indices=True)
-    return tl.where(ahead >= behind, there, back + HALF)
+    # Of a vector with NaN, a column beyond the rotations may be the largest.
+    last = HALF - 1
+    return tl.where(ahead >= behind, tl.minimum(there, last), tl.minimum(back, last) + HALF)
 
 
 @triton.jit

@@ -302,6 +302,30 @@ def test_attention_weights_are_those_of_whole_sequences(generating_head: Head) -
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_hidden_states_of_a_step_are_those_of_its_tokens(
+    num_beams: int, generating_head: Head
+) -> None:
+    model = built(generating_head, ("lsh", "local", "full"))
+    ids, mask = texts(30, batch=2)
+    prefix = "decoder_" if generating_head.seq2seq else ""
+    options = {"output_hidden_states": True, "max_new_tokens": 4, "num_beams": num_beams}
+    with_memory, without = (
+        write(model, ids, mask, use_cache=use_cache, **options)[f"{prefix}hidden_states"]
+        for use_cache in (True, False)
+    )
+    read = 1 if generating_head.seq2seq else ids.shape[1]
+    assert len(with_memory) == len(without) == 4
+    for step, (ours, expected) in enumerate(zip(with_memory, without, strict=True)):
+        assert len(ours) == len(expected) == 4
+        for state, whole in zip(ours, expected, strict=True):
+            new = read if step == 0 else 1
+            assert state.shape[:2] == (2 * num_beams, new)
+            assert whole.shape[:2] == (2 * num_beams, read + step)
+            assert (state[:, -1] - whole[:, -1]).abs().max() <= TOLERANCE
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("implementation", ["static", "offloaded", "quantized"])
 def test_other_cache_implementations_are_refused(
     generating_head: Head, implementation: str

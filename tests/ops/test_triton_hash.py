@@ -37,3 +37,13 @@ def test_buckets_are_those_of_the_plain_operations(num_buckets, dtype):
 )  # fmt: skip
 def test_what_the_kernel_does_not_take_is_left_to_the_plain_operations(size, dtype, factors):
     assert not triton_hash.fits(torch.zeros(1, 1, 4, size, dtype=dtype), factors)
+
+
+def test_undefined_vectors_have_buckets_within_the_range():
+    vectors = torch.full((1, 1, 8, 32), torch.nan)
+    drawn = draw_projections(
+        num_heads=1, head_size=32, num_hashes=2, num_buckets=6, generator=cpu_generator(5)
+    )
+    got = triton_hash.hash_angular(vectors.to(DEVICE), drawn.weights.to(DEVICE), (6,))
+    assert got.min() >= 0
+    assert got.max() < 6

@@ -18,11 +18,12 @@ range and the same memory.
 
 **How.** Every step is one autograd Function with the two streams, the step's other inputs and its
 parameters as inputs. Nothing is saved but a handle on a :class:`_Tape`, which in the backward pass
-carries the restored streams from step to step, and what the caller chose to :class:`Keep`. Parameter gradients are *returned*, like those of
-any other node, so that hooks (DDP's among them) fire as soon as a layer is done. A module whose
-parameters exist only while it is called (FSDP2 gathers them then) can be the *host* of its step:
-the Function is applied within a call of the module, so that the module's own hooks bring the
-parameters before the step and before its backward pass, and collect the gradients after it.
+carries the restored streams from step to step, and what the caller chose to :class:`Keep`.
+Parameter gradients are *returned*, like those of any other node, so that hooks (DDP's among them)
+fire as soon as a layer is done. A module whose parameters exist only while it is called (FSDP2
+gathers them then) can be the *host* of its step: the Function is applied within a call of the
+module, so that the module's own hooks bring the parameters before the step and before its backward
+pass, and collect the gradients after it.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from transformers.models.auto import modeling_auto
 from reformer_hf.checkpoint_conversion import (
     ORIGINAL_MODEL_TYPE,
     OriginalReformerConfig,
-    register_weight_names,
 )
 from reformer_hf.configuration_reformer import ReformerConfig, ReformerSeq2SeqConfig
 from reformer_hf.models.causal_lm import ReformerForCausalLM
@@ -73,7 +72,7 @@ def make_shareable() -> None:
 
 
 def register(replace_builtin: bool = False) -> None:
-    """Make transformers know our configurations, models and weights; may be called again.
+    """Make transformers know our configurations and models; may be called again.
 
     Args:
         replace_builtin: Auto classes open checkpoints of transformers' own Reformer (``model_type``
@@ -91,7 +90,6 @@ def register(replace_builtin: bool = False) -> None:
         getattr(transformers, auto_name).register(config, model, exist_ok=True)
     for auto_name, config, model in AUTO_TABLE:
         getattr(modeling_auto, _NAME_TABLES[auto_name])[config.model_type] = model.__name__
-    register_weight_names()
     replaced = CONFIG_MAPPING[ORIGINAL_MODEL_TYPE] is OriginalReformerConfig
     if replace_builtin and not replaced:
         AutoConfig.register(ORIGINAL_MODEL_TYPE, OriginalReformerConfig, exist_ok=True)

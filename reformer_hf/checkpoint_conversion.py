@@ -4,10 +4,11 @@ Three tables say it all: how the fields of its ``config.json`` become ours (:fun
 which weight is which (``WEIGHT_NAMES``), and which of its saved buffers mean nothing to us.
 
 **How loading hooks in.** ``ReformerConfig`` asks ``CONFIG_READERS`` for a reader when it meets
-another model type, and :func:`register_weight_names` gives transformers the table of names for our
-model type. So its stock ``from_pretrained`` reads an old directory, whole or in shards, as it reads
-one of ours: ``ReformerForCausalLM.from_pretrained("google/reformer-enwik8")``. Saving writes our
-names, whatever was read.
+another model type, and :func:`original_names_known` gives transformers the table of names for our
+model type while weights are loaded. So its stock ``from_pretrained`` reads an old directory, whole
+or in shards, as it reads one of ours:
+``ReformerForCausalLM.from_pretrained("google/reformer-enwik8")``. Saving writes our names, whatever
+was read.
 
 **What the weights mean.** They were trained in the ``chunk`` pattern, the default here: hidden
 states, logits, loss and gradients are those of transformers at equal rotations, including what is
@@ -19,10 +20,12 @@ were trained; transformers 5 stores that bias but leaves it out.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -228,8 +231,30 @@ class _Converter(WeightConverter):
         return _no_renaming()
 
 
-def register_weight_names() -> None:
-    """Make ``from_pretrained`` of our models read the original's weights; may be called again."""
-    transforms = [_Renaming(theirs, ours) for theirs, ours in WEIGHT_NAMES]
-    transforms.append(_Converter(*_AXIAL_NAME, operations=[_DropSingletonAxes()]))
-    register_checkpoint_conversion_mapping(ReformerConfig.model_type, transforms, overwrite=True)
+_registering = threading.Lock()
+_loading = 0
+
+
+@contextlib.contextmanager
+def original_names_known() -> Iterator[None]:
+    """Let ``from_pretrained`` of our models read the original's weights.
+
+    Only for as long as weights are loaded, in any thread: whoever asks transformers afterwards how
+    our checkpoints differ from our models is told that they do not.
+    """
+    _count_loading(+1)
+    try:
+        yield
+    finally:
+        _count_loading(-1)
+
+
+def _count_loading(change: int) -> None:
+    global _loading
+    with _registering:
+        _loading += change
+        transforms: list[Any] = [_Renaming(theirs, ours) for theirs, ours in WEIGHT_NAMES]
+        transforms.append(_Converter(*_AXIAL_NAME, operations=[_DropSingletonAxes()]))
+        register_checkpoint_conversion_mapping(
+            ReformerConfig.model_type, transforms if _loading else [], overwrite=True
+        )

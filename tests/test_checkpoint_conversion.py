@@ -16,9 +16,14 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers.conversion_mapping import get_model_conversion_mapping
 
 import reformer_hf
-from reformer_hf.checkpoint_conversion import convert_config, convert_state_dict
+from reformer_hf.checkpoint_conversion import (
+    convert_config,
+    convert_state_dict,
+    original_names_known,
+)
 
 TOLERANCE = 1e-4
 
@@ -692,3 +697,18 @@ def test_the_bias_of_the_head_is_added_as_in_training(tmp_path: Path) -> None:
         difference = ours(ids).logits - original(ids).logits
     expected = original.lm_head.bias.detach().expand_as(difference)
     torch.testing.assert_close(difference, expected, rtol=0.0, atol=TOLERANCE)
+
+
+def test_old_names_are_known_while_weights_are_loaded_and_never_else() -> None:
+    model = reformer_hf.ReformerForCausalLM(reformer_hf.ReformerConfig(vocab_size=VOCAB))
+
+    def known() -> int:
+        return len(get_model_conversion_mapping(model, add_legacy=False))
+
+    assert known() == 0
+    with original_names_known():
+        assert known() > 0
+        with original_names_known():
+            pass
+        assert known() > 0  # another thread was done first
+    assert known() == 0

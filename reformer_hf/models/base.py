@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
-from reformer_hf.checkpoint_conversion import IGNORED_BUFFERS
+from reformer_hf.checkpoint_conversion import IGNORED_BUFFERS, original_names_known
 from reformer_hf.configuration_reformer import ReformerConfig
 from reformer_hf.layers.embeddings import (
     AxialPositionEmbeddings,
@@ -77,9 +77,10 @@ class ReformerPreTrainedModel(PreTrainedModel):
         files = CheckpointFiles(pretrained_model_name_or_path, kwargs, *names)
         files.check()
         try:
-            return super().from_pretrained(
-                pretrained_model_name_or_path, *model_args, **files.options
-            )
+            with original_names_known():
+                return super().from_pretrained(
+                    pretrained_model_name_or_path, *model_args, **files.options
+                )
         except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
             files.explain(error)
             raise

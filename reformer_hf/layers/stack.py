@@ -165,7 +165,7 @@ class ReformerStack(nn.Module):
                 keep[k], taken[k] = Keep(results=True), size
                 free -= size
         for k in sorted(here, key=lambda k: -steps[k].spared):
-            if steps[k].spared and stream <= free:
+            if steps[k].for_gradients is not None and steps[k].spared and stream <= free:
                 keep[k] = replace(keep[k], stream=True)
                 taken[k] += stream
                 free -= stream

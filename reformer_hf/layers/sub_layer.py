@@ -47,7 +47,9 @@ class SubLayer(nn.Module):
         parameters = tuple(self.parameters())
         sharded = any(isinstance(part, FSDPModule) for part in self.modules())
         if not sharded and not any(map(_is_zero3, parameters)):
-            for_gradients = partial(self, **settings, values=False)
+            # Whoever looks at what modules return shall see values.
+            watched = any(m._forward_hooks or m._forward_pre_hooks for m in self.modules())
+            for_gradients = None if watched else partial(self, **settings, values=False)
             return ReversibleStep(
                 function, parameters, inputs, chunk_size, for_gradients=for_gradients
             )

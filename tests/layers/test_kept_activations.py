@@ -139,7 +139,13 @@ def test_no_more_is_kept_than_the_gradients_will_take(
     gradients = sum(4 * p.numel() for p in stack.parameters())
     steps = [
         # All that autograd keeps includes the results and the stream.
-        ReversibleStep(torch.tanh, (), spared=a, results=64 * b, saved=64 * (b + c + 1))
+        ReversibleStep(
+            *(torch.tanh, ()),
+            for_gradients=torch.tanh,
+            spared=a,
+            results=64 * b,
+            saved=64 * (b + c + 1),
+        )
         for a, b, c in sizes
     ]
     recomputed, kept = stack._choose_kept(steps, torch.zeros(1, length, 16))

@@ -89,15 +89,17 @@ def _weights(call: WindowedAttentionCall) -> tuple[Tensor, Tensor]:
     multiplicity = counts.to(scores.dtype)
     if not window.count_duplicates:
         multiplicity = multiplicity / multiplicity.sum(dim=2, keepdim=True).clamp(min=1.0)
-    scores = torch.where(counts > 0, scores + multiplicity.clamp(min=1e-30).log(), -torch.inf)
 
     # 5. Softmax over everything that any round makes visible; a row that sees nothing gives zeros.
-    # (Not exp(scores - lse): fp32 cannot hold the lse of a token that sees only itself.)
-    row = scores.transpose(2, 3).flatten(3)
-    lse = row.logsumexp(dim=-1)
-    blind = torch.isneginf(lse).unsqueeze(-1)
-    row = row.masked_fill(blind, 0.0).softmax(dim=-1).masked_fill(blind, 0.0)
-    weights = row.unflatten(3, (-1, length)).transpose(2, 3)
+    # The multiplicity is a factor, not a logarithm to add: next to SELF_SCORE, fp32 holds only
+    # multiples of 1/128.
+    scores = torch.where(counts > 0, scores, -torch.inf)
+    highest = scores.detach().amax(dim=(2, 4), keepdim=True)
+    blind = torch.isneginf(highest)
+    weights = multiplicity * (scores - highest.masked_fill(blind, 0.0)).exp()
+    total = weights.sum(dim=(2, 4), keepdim=True)
+    lse = (highest + total.log()).flatten(2)
+    weights = weights / total.masked_fill(blind, 1.0)
 
     # 6. Dropout acts on each round's weight.
     if window.dropout > 0.0:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from reformer_hf.cache.hashed_memory import HashedMemory
 from reformer_hf.cache.token_memory import TokenMemory
 from reformer_hf.ops.chunk_decoding import attend_in_chunks
 from reformer_hf.ops.row_hashing import Factors, HashSettings, RowHasher
@@ -73,14 +74,8 @@ class ChunkLocalMemory(_ChunkMemory):
         return torch.cat(parts, dim=2)
 
 
-class ChunkLSHMemory(_ChunkMemory):
-    """Normalised keys, values and buckets of an LSH layer.
-
-    Attributes:
-        buckets: ``[B, H, capacity, R]`` int32.
-        sight: who sees whom, as the first call had it.
-        hasher: the hash functions.
-    """
+class ChunkLSHMemory(HashedMemory, _ChunkMemory):
+    """Normalised keys, values and buckets (int32) of an LSH layer."""
 
     _layer_type = "reformer_chunk_lsh"
 
@@ -93,26 +88,15 @@ class ChunkLSHMemory(_ChunkMemory):
         per_row: Sequence[Factors],
     ) -> None:
         """Fix the hash functions and make room, when the first tokens ``[B, H, n, D]`` come."""
-        self.lazy_initialization(query_key, value)
-        self.hasher = RowHasher(settings, per_row, num_positions=self.planned_capacity)
-        self.sight = window
-        self.buckets = torch.zeros(
-            (*query_key.shape[:2], 0, settings.num_hashes),
-            dtype=torch.int32,
-            device=query_key.device,
+        hasher = RowHasher(settings, per_row, num_positions=self.planned_capacity)
+        self.start_hashing(
+            query_key, value, window, hasher, rounds=settings.num_hashes, dtype=torch.int32
         )
         self._hashed_from: int | None = None
 
-    def _buffers(self) -> dict[str, Tensor]:
-        return {**super()._buffers(), "buckets": self.buckets}
-
     def remember(self, query_key: Tensor, value: Tensor) -> None:
         """Store tokens ``[B, H, n, D]``."""
-        positions = None
-        if self.hasher.settings.family == "random":
-            positions = self.timeline.coming_positions()
-            self.hasher.reach(int(positions.max()) + 1)
-        buckets = self.hasher(query_key, positions).transpose(2, 3)
+        buckets = self.hash_coming(query_key).transpose(2, 3)
         past = self._take_in(keys=normalize_keys(query_key), values=value, buckets=buckets)
         if self._hashed_from is None:
             # The original hashes a prompt of more than one chunk at once; a shorter one when a
@@ -148,12 +132,6 @@ class ChunkLSHMemory(_ChunkMemory):
                 )
             )
         return torch.cat(parts, dim=2)
-
-    def take_rows(self, rows: Tensor) -> None:
-        """See the base class."""
-        super().take_rows(rows)
-        if self.is_initialized:
-            self.hasher.take_rows([self.hasher.per_row[i] for i in rows.tolist()])
 
 
 def _attend_to_all(query: Tensor, keys: Tensor, values: Tensor, dropout: float) -> Tensor:

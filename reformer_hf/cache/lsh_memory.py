@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from reformer_hf.cache.full_memory import SPARE
+from reformer_hf.cache.hashed_memory import HashedMemory
 from reformer_hf.cache.timeline import Timeline
-from reformer_hf.cache.token_memory import TokenMemory, rearrange
+from reformer_hf.cache.token_memory import rearrange
 from reformer_hf.ops.bucket_rings import (
     BucketRings,
     RingChange,
@@ -33,14 +34,13 @@ _BLOCK_ELEMENTS = 1 << 22
 _GATHER_COST = 8
 
 
-class LSHMemory(TokenMemory):
+class LSHMemory(HashedMemory):
     """Normalised keys and values of all tokens, the buckets of each, and the rings.
 
+    The buckets are int16 or int32; rings can be made again from them.
+
     Attributes:
-        buckets: ``[B, H, capacity, R]`` int16 or int32, from which rings can be made again.
         rings: the last ``W`` tokens of every bucket.
-        sight: who sees whom, as the first call had it.
-        hasher: the hash functions, which stay the same for as long as the memory lives.
     """
 
     _layer_type = "reformer_lsh"
@@ -48,7 +48,6 @@ class LSHMemory(TokenMemory):
     def __init__(self, timeline: Timeline) -> None:
         kept = timeline.max_tokens
         super().__init__(timeline, None if kept is None else kept + SPARE)
-        self.buckets: Tensor
         self._changes: deque[RingChange] = deque()
 
     def start(
@@ -60,19 +59,13 @@ class LSHMemory(TokenMemory):
         per_row: Sequence[Factors],
     ) -> None:
         """Fix the hash functions and make room, when the first tokens ``[B, H, n, D]`` come."""
-        self.lazy_initialization(query_key, value)
-        self.hasher = RowHasher(settings, per_row, num_positions=query_key.shape[2])
-        self.window, self.num_buckets = window.before, self.hasher.num_buckets
-        self.sight = window
+        hasher = RowHasher(settings, per_row, num_positions=query_key.shape[2])
+        self.window, self.num_buckets = window.before, hasher.num_buckets
         # With one bucket all rounds are alike, and nothing is hashed.
         rounds = 1 if self.num_buckets == 1 else settings.num_hashes
-        batch, heads = query_key.shape[:2]
         small = self.num_buckets <= torch.iinfo(torch.int16).max
-        self.buckets = torch.zeros(
-            (batch, heads, 0, rounds),
-            dtype=torch.int16 if small else torch.int32,
-            device=query_key.device,
-        )
+        dtype = torch.int16 if small else torch.int32
+        self.start_hashing(query_key, value, window, hasher, rounds=rounds, dtype=dtype)
         self._clear_rings()
 
     def _clear_rings(self) -> None:
@@ -87,9 +80,6 @@ class LSHMemory(TokenMemory):
         """Rounds that differ."""
         return self.rings.entries.shape[2]
 
-    def _buffers(self) -> dict[str, Tensor]:
-        return {**super()._buffers(), "buckets": self.buckets}
-
     def nbytes(self) -> int:
         """Bytes of all buffers and rings."""
         if not self.is_initialized:
@@ -103,11 +93,7 @@ class LSHMemory(TokenMemory):
         if self.num_buckets == 1:
             batch, heads, length, _ = query_key.shape
             return query_key.new_zeros((batch, heads, 1, length), dtype=torch.int64)
-        positions = None
-        if self.hasher.settings.family == "random":
-            positions = self.timeline.coming_positions()
-            self.hasher.reach(int(positions.max()) + 1)
-        return self.hasher(query_key, positions)
+        return self.hash_coming(query_key)
 
     def remember(self, query_key: Tensor, value: Tensor) -> tuple[BucketOrder | None, Tensor]:
         """Store the first tokens.
@@ -331,6 +317,5 @@ class LSHMemory(TokenMemory):
         chosen = rows.tolist()
         entries, counts = self.rings.entries, self.rings.counts
         self.rings = BucketRings(rearrange(entries, chosen), rearrange(counts, chosen))
-        self.hasher.take_rows([self.hasher.per_row[i] for i in chosen])
         # Slots are numbered through all rows, so recorded changes do not fit any more.
         self._changes.clear()

@@ -68,10 +68,7 @@ def hash_in_graph(
     )
     per_row = factors_of_rows(lengths, num_buckets, window)
     hasher = RowHasher(settings, per_row, num_positions=length)
-    if real is None:
-        return hasher(vectors, None)
-    buckets = hasher(vectors, Padding(real, None).positions())
-    return torch.where(real[:, None, None, :], buckets, hasher.num_buckets)
+    return hasher.hash_real(vectors, None if real is None else Padding(real, None))[0]
 
 
 @hash_in_graph.register_fake

@@ -91,12 +91,7 @@ def hash_tokens(
     settings = HashSettings(
         heads, head_size, num_hashes, hash_seed, hash_family, bucket_width, vectors.device
     )
-    hasher = RowHasher(settings, per_row, num_positions=length)
-    if padding is None:
-        return hasher(vectors), hasher.num_buckets
-    buckets = hasher(vectors, padding.positions())
-    buckets = torch.where(padding.real[:, None, None, :], buckets, hasher.num_buckets)
-    return buckets, hasher.num_buckets + 1
+    return RowHasher(settings, per_row, num_positions=length).hash_real(vectors, padding)
 
 
 def padding_order(padding: Padding | None) -> BucketOrder | None:

@@ -20,6 +20,7 @@ from reformer_hf.ops.hashing import (
     draw_projections,
     factorize_buckets,
 )
+from reformer_hf.ops.padding import Padding
 from reformer_hf.ops.seeds import cpu_generator
 from reformer_hf.ops.windowed_attention.call import AttentionWindow
 
@@ -168,3 +169,15 @@ class RowHasher:
             own = None if positions is None else positions[rows]
             buckets[rows] = apply_projections(vectors[rows], projections, own)
         return buckets
+
+    def hash_real(self, vectors: Tensor, padding: Padding | None) -> tuple[Tensor, int]:
+        """Buckets ``[B, H, R, N]`` of whole sequences, and a number above all of them.
+
+        Padding is in a bucket of its own, behind those of real tokens.
+        """
+        if padding is None:
+            return self(vectors), self.num_buckets
+        buckets = self(vectors, padding.positions())
+        return torch.where(
+            padding.real[:, None, None, :], buckets, self.num_buckets
+        ), self.num_buckets + 1

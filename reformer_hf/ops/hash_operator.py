@@ -68,7 +68,9 @@ def hash_in_graph(
     )
     per_row = factors_of_rows(lengths, num_buckets, window)
     hasher = RowHasher(settings, per_row, num_positions=length)
-    return hasher.hash_real(vectors, None if real is None else Padding(real, None))[0]
+    buckets, _ = hasher.hash_real(vectors, None if real is None else Padding(real, None))
+    # A compiled graph relies on the strides that it was traced with.
+    return buckets.contiguous()
 
 
 @hash_in_graph.register_fake

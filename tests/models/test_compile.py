@@ -62,7 +62,6 @@ def test_inference_is_one_graph_for_functional_backends():
     )
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler on the CPU")
 @torch.no_grad()
 def test_inference_is_one_graph_for_inductor():

@@ -28,6 +28,8 @@ _STREAM = 4
 # What the vectorised attention backend forms at a time: scores, and numbers of sorted slices.
 SCORE_ELEMENTS = 1 << 19
 LINE_ELEMENTS = 1 << 20
+# What a stack may keep where gradients leave no room: streams, and bytes at most.
+KEPT_STREAMS, KEPT_BYTES = 6, 1 << 28
 # Numbers per inner activation of a slice of a feed-forward layer on a CPU.
 SLICE_ELEMENTS = 1 << 22
 
@@ -45,8 +47,9 @@ class MemoryEstimate:
         sublayer: working set of the costliest sub-layer in the backward pass.
         logits: working set of the head and the loss. It is gone before the sub-layers need theirs
             and before there are gradients, so that only the larger of the two counts.
-        reserve: what a reversible stack keeps in the forward pass where its gradients will be in
-            the backward pass, so as to compute less twice. It meets the logits only.
+        reserve: what a reversible stack keeps in the forward pass so as to compute less twice, most
+            of it where its gradients will be in the backward pass: it goes as they come.
+        held: what of the reserve is still there when the costliest sub-layer works first.
     """
 
     parameters: int
@@ -56,11 +59,13 @@ class MemoryEstimate:
     sublayer: int
     logits: int
     reserve: int = 0
+    held: int = 0
 
     @property
     def extra_peak(self) -> int:
         """Above the model itself: activations, and gradients once there are any."""
-        return self.streams + max(self.gradients + self.sublayer, self.reserve + self.logits)
+        sublayer = max(self.gradients, self.held) + self.sublayer
+        return self.streams + max(sublayer, self.reserve + self.logits)
 
     @property
     def total(self) -> int:
@@ -95,7 +100,7 @@ def estimate_memory(
       three fp32 tensors ``n V`` (log-probabilities and two gradients); with ``chunk_size_lm_head``
       two, of one slice;
     * reserve: streams and activations of some sub-layers, at most as much as the gradients of the
-      stack, and nothing once a stream is larger than these.
+      stack or, if that is more, six streams and 256 MiB, and nothing once a stream is larger.
 
     Sub-layers follow one another, as do head and sub-layers, so the largest counts, not the sum.
     The result is what is in use at the peak, for full sequences without dropout masks. On top come
@@ -132,7 +137,7 @@ def estimate_memory(
         parts = _encoder_decoder(config, batch_size, length, target_length, width, device)
     else:
         parts = _language_model(config, batch_size, length, width, device)
-    streams, sublayer, logits, reserve = parts
+    streams, sublayer, logits, reserve, held = parts
     return MemoryEstimate(
         parameters=parameters,
         gradients=parameters,
@@ -141,6 +146,7 @@ def estimate_memory(
         sublayer=sublayer,
         logits=logits,
         reserve=reserve,
+        held=held,
     )
 
 
@@ -157,11 +163,12 @@ def count_parameters(config: ReformerConfig) -> int:
 
 def _language_model(
     config: ReformerConfig, batch: int, length: int, width: int, device: str
-) -> tuple[int, int, int, int]:
-    """Bytes of streams, of the costliest sub-layer, of the head, and of the reserve."""
+) -> tuple[int, int, int, int, int]:
+    """Bytes of streams, of the costliest sub-layer, of the head, and of the reserve (twice)."""
     rows, inner = batch * length, config.feed_forward_size
     stack = _Stack(config, config.attn_layers, inner, batch, length, width, device)
-    return stack.kept(), stack.sublayer(), _head(config, rows, width), stack.reserve()
+    head = _head(config, rows, width)
+    return stack.kept(), stack.sublayer(), head, stack.reserve(), stack.held()
 
 
 def _encoder_decoder(
@@ -171,7 +178,7 @@ def _encoder_decoder(
     target_length: int | None,
     width: int,
     device: str,
-) -> tuple[int, int, int, int]:
+) -> tuple[int, int, int, int, int]:
     """Likewise: the encoder waits with its streams and its output while the decoder works."""
     target = config.max_target_positions if target_length is None else target_length
     inner = config.feed_forward_size
@@ -187,6 +194,7 @@ def _encoder_decoder(
         max(encoder.sublayer(), decoding),
         decoder.kept() + states + _head(config, batch * target, width),
         encoder.reserve() + decoder.reserve(),
+        encoder.held() + decoder.held(),
     )
 
 
@@ -230,14 +238,17 @@ class _Stack:
         return sum(layers) + 2 * self._stream * len(self.kinds)
 
     def reserve(self) -> int:
-        """What the forward pass keeps besides, where the gradients will be in the backward pass."""
+        """What the forward pass keeps besides, for the most part where gradients will be."""
         config = self.config
         features = config.num_attention_heads * config.attention_head_size
         attention = sum(self._projections(kind) + 1 for kind in self.kinds) * features
         weights = config.hidden_size * (attention + 2 * self.inner_size * len(self.kinds))
-        if not config.reversible or self._stream > 4 * weights:
-            return 0
-        return min(4 * weights, self._all_saved())
+        most = max(4 * weights, min(KEPT_STREAMS * self._stream, KEPT_BYTES))
+        return min(most, self._all_saved()) if config.reversible and self._stream <= most else 0
+
+    def held(self) -> int:
+        """The reserve without the last layer's part, which its backward pass takes up first."""
+        return self.reserve() * (len(self.kinds) - 1) // max(1, len(self.kinds))
 
     def _projections(self, kind: str) -> int:
         return 2 if kind == "lsh" else 3
@@ -372,8 +383,8 @@ def describe(estimate: MemoryEstimate) -> str:
     ]
     lines = [f"{name:<24}{size / 2**20:>12,.1f} MiB" for name, size in rows]
     note = (
-        "Logits and reserve are gone before gradients and sub-layers need memory: "
-        "only the larger pair counts."
+        "Logits are gone before sub-layers need memory, and the reserve goes as gradients come: "
+        "only the larger counts."
     )
     return "\n".join([*lines, note])
 

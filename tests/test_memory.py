@@ -17,7 +17,10 @@ from reformer_hf import (
     ReformerForConditionalGeneration,
     ReformerSeq2SeqConfig,
 )
+from reformer_hf.layers import stack
 from reformer_hf.memory import (
+    KEPT_BYTES,
+    KEPT_STREAMS,
     LINE_ELEMENTS,
     SCORE_ELEMENTS,
     SLICE_ELEMENTS,
@@ -101,13 +104,20 @@ def test_the_total_is_the_sum_of_what_is_there_together():
     assert estimate.total == 100 + 200 + 150
     assert MemoryEstimate(1, 1, 2, streams=10, sublayer=40, logits=50).extra_peak == 60
     assert MemoryEstimate(1, 1, 2, streams=10, sublayer=40, logits=50, reserve=7).extra_peak == 67
+    held = MemoryEstimate(20, 20, 2, streams=10, sublayer=40, logits=1, reserve=60, held=50)
+    assert held.extra_peak == 10 + 50 + 40
 
 
-def test_short_inputs_keep_something_and_no_more_than_gradients_take():
-    sizes = [estimate_memory(config_of(), 1, length) for length in (64, 2048, 65536)]
-    assert 0 < sizes[0].reserve < sizes[1].reserve <= sizes[1].gradients
-    assert sizes[2].reserve == 0
+def test_what_is_kept_fits_where_gradients_will_be_or_is_a_few_streams_of_at_most_256_mib():
+    lengths = (64, 512, 65536, 1 << 20)
+    config = config_of(max_position_embeddings=1 << 20)
+    short, medium, long, longest = (estimate_memory(config, 1, n) for n in lengths)
+    assert 0 < short.reserve < medium.reserve <= medium.gradients
+    assert medium.gradients < long.reserve <= min(3 * long.streams, 1 << 28)
+    assert longest.reserve == 0
     assert estimate_memory(config_of(reversible=False), 1, 64).reserve == 0
+    # The only layer's part is used up by its own sub-layers.
+    assert estimate_memory(config_of(attn_layers=["lsh"]), 1, 8192).held == 0 < medium.held
 
 
 def test_what_saves_memory_is_seen_to():
@@ -133,6 +143,7 @@ def test_the_sizes_of_blocks_are_those_of_the_operations():
     assert SCORE_ELEMENTS == torch_backend._SCORE_ELEMENTS
     assert LINE_ELEMENTS == torch_backend._LINE_ELEMENTS
     assert SLICE_ELEMENTS == reversible._SLICE_ELEMENTS
+    assert (KEPT_STREAMS, KEPT_BYTES) == (stack._KEPT_STREAMS, stack._KEPT_BYTES)
 
 
 @pytest.mark.parametrize(
@@ -213,10 +224,11 @@ print(peak.extra())
     [
         ({}, 8192, "float32"),
         ({}, 8192, "bfloat16"),
+        ({"attn_layers": ["lsh"] * 4}, 16384, "float32"),
         ({"attn_layers": ["local", "full"], "vocab_size": 6000}, 2048, "float32"),
         ({"attn_layers": ["lsh"] * 4, "vocab_size": 12000}, 1024, "float32"),
     ],
-    ids=["lsh", "lsh-bf16", "local-full-logits", "kept-and-logits"],
+    ids=["lsh", "lsh-bf16", "kept", "local-full-logits", "kept-and-logits"],
 )
 def test_the_estimate_is_within_a_fifth_of_what_is_measured(changes, length, dtype):
     settings = {"attn_layers": ["lsh"], "hidden_dropout_prob": 0.0, **changes}

@@ -26,6 +26,9 @@ from reformer_hf.ops.reversible import Keep, ResidualStreams, ReversibleStep
 
 # Bytes of a number of a stored stream, unless the model works in fp64.
 _STORED_BYTES = 4
+# What a forward pass may keep where gradients leave no room: as much as this many streams, whatever
+# the depth, but at most 256 MiB.
+_KEPT_STREAMS, _KEPT_BYTES = 6, 1 << 28
 # Up to this many tokens streams are kept in fp64, which is quicker for them.
 _FEW_TOKENS = 64
 
@@ -141,7 +144,8 @@ class ReformerStack(nn.Module):
 
         The last steps come first in the backward pass, when most gradients of parameters do not
         exist yet. Up to as much memory as these will take, something can be kept for nothing: the
-        peak is no higher, and short inputs are hardly computed twice. In the order of what they
+        peak is no higher, and short inputs are hardly computed twice. Long inputs may keep a few
+        streams more than that, as many in deep stacks as in flat ones. In the order of what they
         save per byte: results that a step remembers; the stream before a step, with which not its
         value is needed again but only its gradients, for which its last product is not; all
         activations of the last steps.
@@ -157,6 +161,7 @@ class ReformerStack(nn.Module):
         )
         positions = x.shape[0] * x.shape[1]
         stream = x.numel() * max(x.element_size(), _STORED_BYTES)
+        free = max(free, min(_KEPT_STREAMS * stream, _KEPT_BYTES))
         keep, taken = [Keep()] * len(steps), [0] * len(steps)
         here = [k for k, step in reversed([*enumerate(steps)]) if step.host is None]
         for k in here:

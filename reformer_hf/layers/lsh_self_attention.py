@@ -25,7 +25,7 @@ class LSHSelfAttention(SelfAttention):
     def size_of_results(self) -> int:
         """The output of the heads, two sums of each, and per round three numbers of the order."""
         config = self.config
-        return self.num_heads * (4 * config.attention_head_size + 8 + 24 * config.num_hashes)
+        return self.num_heads * (4 * config.attention_head_size + 8 + 12 * config.num_hashes)
 
     def _arguments(self, context: ForwardContext) -> dict[str, Any]:
         config = self.config

@@ -28,7 +28,7 @@ from reformer_hf.ops.reversible import Keep, ResidualStreams, ReversibleStep
 _STORED_BYTES = 4
 # What a forward pass may keep where gradients leave no room: as much as this many streams, whatever
 # the depth, but at most 256 MiB.
-_KEPT_STREAMS, _KEPT_BYTES = 6, 1 << 28
+_KEPT_STREAMS, _KEPT_BYTES = 8, 1 << 28
 # Up to this many tokens streams are kept in fp64, which is quicker for them.
 _FEW_TOKENS = 64
 

@@ -114,7 +114,7 @@ def _order(query_key: Tensor, **arguments: Any) -> tuple[BucketOrder | None, Ten
             order = None if arguments["window"].pattern == "chunk" else padding_order(padding)
         return () if order is None else (order.order, order.rank, order.bucket)
 
-    found = remember(sort)
+    found = remember(sort, narrow=True)
     order = BucketOrder(*found) if found else None
     return order, padding.real if padding is not None else None
 

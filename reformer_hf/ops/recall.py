@@ -15,6 +15,8 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+Compute = Callable[[], tuple[Tensor, ...]]
+
 _active: ContextVar[Recall | None] = ContextVar("recall", default=None)
 
 
@@ -66,13 +68,17 @@ class Recall:
             _active.reset(token)
             self._coming = None
 
-    def _of(self, compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    def _of(self, compute: Compute, narrow: bool) -> tuple[Tensor, ...]:
         if self._coming is not None:
-            return next(self._coming)
+            return tuple(_cast(x, torch.int32, torch.int64, narrow) for x in next(self._coming))
         results = compute()
-        self._noted += results
+        self._noted += (_cast(x, torch.int64, torch.int32, narrow) for x in results)
         self._counts.append(len(results))
         return results
+
+
+def _cast(x: Tensor, source: torch.dtype, target: torch.dtype, wanted: bool) -> Tensor:
+    return x.to(target) if wanted and x.dtype == source else x
 
 
 def _current() -> Recall | None:
@@ -86,7 +92,13 @@ def recalling() -> bool:
     return recall is not None and recall._coming is not None
 
 
-def remember(compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """``compute()``, noted or found. No gradients pass through what was found."""
+def remember(compute: Compute, *, narrow: bool = False) -> tuple[Tensor, ...]:
+    """``compute()``, noted or found. No gradients pass through what was found.
+
+    Args:
+        compute: what gives the results.
+        narrow: all int64 results, and no others, are whole numbers of 32 bits: they are noted as
+            int32, in half the memory, and found as they were.
+    """
     recall = _current()
-    return compute() if recall is None else recall._of(compute)
+    return compute() if recall is None else recall._of(compute, narrow)

@@ -62,3 +62,16 @@ def test_recalls_may_be_nested() -> None:
             draw(1)
         draw(1)
     assert len(noted) == len(within) == 1
+
+
+def test_whole_numbers_are_noted_in_half_the_memory() -> None:
+    results = (torch.tensor([0, -5, 2**31 - 1]), torch.rand(2), torch.tensor([True]))
+    recall = Recall()
+    with recall.record() as noted:
+        assert remember(lambda: results, narrow=True) is results
+    assert [x.dtype for x in noted] == [torch.int32, torch.float32, torch.bool]
+    with recall.replay(noted):
+        found = remember(lambda: (), narrow=True)
+    for x, expected in zip(found, results, strict=True):
+        assert x.dtype == expected.dtype
+        assert torch.equal(x, expected)

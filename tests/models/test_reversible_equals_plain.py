@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from reformer_hf import ReformerPreTrainedModel
+from reformer_hf.layers.stack import ReformerStack
+from reformer_hf.ops.reversible import Keep
 from tests.models.builders import (
     ALL_DROPOUTS,
     HEAD_OF,
@@ -24,6 +26,17 @@ from tests.models.builders import (
 
 DEPTH = 24
 MIXED = ["local", "lsh", "full"]
+
+
+@pytest.fixture(autouse=True, params=["keeping what fits", "keeping nothing"])
+def _kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small models could keep everything: let them compute all of it twice, too."""
+    if request.param == "keeping nothing":
+        monkeypatch.setattr(
+            ReformerStack,
+            "_choose_kept",
+            lambda self, steps, x: (len(steps), [Keep()] * len(steps)),
+        )
 
 
 def both(head: Head, **options: Any) -> tuple[ReformerPreTrainedModel, ReformerPreTrainedModel]:

@@ -100,7 +100,7 @@ def estimate_memory(
       three fp32 tensors ``n V`` (log-probabilities and two gradients); with ``chunk_size_lm_head``
       two, of one slice;
     * reserve: streams and activations of some sub-layers, at most as much as the gradients of the
-      stack or, if that is more, eight streams and 256 MiB, and nothing once a stream is larger.
+      stack or, if that is more, as eight streams (256 MiB at most); nothing if a stream is larger.
 
     Sub-layers follow one another, as do head and sub-layers, so the largest counts, not the sum.
     The result is what is in use at the peak, for full sequences without dropout masks. On top come

@@ -145,7 +145,7 @@ class ReformerStack(nn.Module):
         The last steps come first in the backward pass, when most gradients of parameters do not
         exist yet. Up to as much memory as these will take, something can be kept for nothing: the
         peak is no higher, and short inputs are hardly computed twice. Long inputs may keep a few
-        streams more than that, as many in deep stacks as in flat ones. In the order of what they
+        streams more than that, as many in deep stacks as in shallow ones. In the order of what they
         save per byte: results that a step remembers; the stream before a step, with which not its
         value is needed again but only its gradients, for which its last product is not; all
         activations of the last steps.

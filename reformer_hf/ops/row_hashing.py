@@ -178,6 +178,5 @@ class RowHasher:
         if padding is None:
             return self(vectors), self.num_buckets
         buckets = self(vectors, padding.positions())
-        return torch.where(
-            padding.real[:, None, None, :], buckets, self.num_buckets
-        ), self.num_buckets + 1
+        buckets = torch.where(padding.real[:, None, None, :], buckets, self.num_buckets)
+        return buckets, self.num_buckets + 1

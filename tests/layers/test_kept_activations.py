@@ -186,7 +186,7 @@ def test_steps_know_the_size_of_what_they_remember(kind: str, model: ReformerFor
     assert 0.95 * attention.results * 2 * 300 <= size <= attention.results * 2 * 300
 
 
-def test_long_inputs_keep_as_much_in_deep_stacks_as_in_flat_ones() -> None:
+def test_long_inputs_keep_as_much_in_deep_stacks_as_in_shallow_ones() -> None:
     kept = []
     for depth in (8, 12, 24):
         config = ReformerConfig(

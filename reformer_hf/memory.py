@@ -378,6 +378,7 @@ def describe(estimate: MemoryEstimate) -> str:
         ("sub-layer, backward", estimate.sublayer),
         ("logits and loss", estimate.logits),
         ("reserve", estimate.reserve),
+        ("of it beside a sub-layer", estimate.held),
         ("peak above the model", estimate.extra_peak),
         ("total", estimate.total),
     ]

@@ -97,8 +97,8 @@ def remember(compute: Compute, *, narrow: bool = False) -> tuple[Tensor, ...]:
 
     Args:
         compute: what gives the results.
-        narrow: all int64 results, and no others, are whole numbers of 32 bits: they are noted as
-            int32, in half the memory, and found as they were.
+        narrow: int64 results are noted as int32, in half the memory, and found as int64. Their
+            values must fit, and no result may be int32 itself.
     """
     recall = _current()
     return compute() if recall is None else recall._of(compute, narrow)

@@ -14,9 +14,8 @@ import torch
 
 _ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = ("torch", "transformers", "reformer-pytorch", "triton", "numpy")
-
-
-_SOURCES = "reformer_hf", "scripts", ":(exclude)scripts/benchmark/results"
+# The files that results depend on, not the results themselves.
+_SOURCES = ("reformer_hf", "scripts", ":(exclude)scripts/benchmark/results")
 
 
 def describe_environment(threads: int, device: str) -> dict[str, Any]:
@@ -24,7 +23,6 @@ def describe_environment(threads: int, device: str) -> dict[str, Any]:
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "HEAD"),
-        # The files that results depend on, not the results themselves.
         "uncommitted_changes": bool(_git("status", "--porcelain", "--", *_SOURCES)),
         "machine": {
             "cpu": _cpu_model(),

@@ -11,12 +11,15 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
-ATTENTION_KINDS = ("lsh", "local", "full")
-ATTENTION_PATTERNS = ("window", "chunk")
-HASH_FAMILIES = ("angular", "euclidean", "random")
-HEAD_MERGES = ("concat", "average")
-STREAM_MERGES = ("mean", "concat")
-CLASSIFIER_POOLINGS = ("mean", "first")
+from reformer_hf.choices import (
+    ATTENTION_BACKENDS,
+    ATTENTION_KINDS,
+    ATTENTION_PATTERNS,
+    CLASSIFIER_POOLINGS,
+    HASH_FAMILIES,
+    HEAD_MERGES,
+    STREAM_MERGES,
+)
 
 # Seed of the hash rotations in evaluation and generation where `hash_seed` is unset.
 DEFAULT_HASH_SEED = 1
@@ -433,6 +436,7 @@ def _check_sizes(config: ReformerConfig) -> None:
 def _check_choices(config: ReformerConfig) -> None:
     _choice(config, "hash_family", HASH_FAMILIES)
     _choice(config, "attention_pattern", ATTENTION_PATTERNS)
+    _choice(config, "attention_backend", ATTENTION_BACKENDS)
     _choice(config, "head_merge", HEAD_MERGES)
     _choice(config, "stream_merge", STREAM_MERGES)
     _choice(config, "classifier_pooling", CLASSIFIER_POOLINGS)

@@ -31,7 +31,7 @@ from transformers import PreTrainedConfig
 import reformer_hf
 from reformer_hf import ReformerConfig, ReformerPreTrainedModel
 from reformer_hf.checkpoint_conversion import ORIGINAL_MODEL_TYPE
-from reformer_hf.configuration_reformer import ATTENTION_PATTERNS
+from reformer_hf.choices import ATTENTION_PATTERNS
 from train_tokenizer import check_output_dir, save_whole
 from training.arguments import option, parse_arguments
 from training.command_line import exit_code

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from reformer_hf import ReformerConfig, ReformerSeq2SeqConfig, configuration_reformer
+from reformer_hf import ReformerConfig, ReformerSeq2SeqConfig
+from reformer_hf.choices import ATTENTION_BACKENDS
 from reformer_hf.configuration_reformer import derive_axial_shape, split_features
-from reformer_hf.ops import hashing, windowed_attention
+from reformer_hf.ops import windowed_attention
 
 NAN, INFINITY = math.nan, math.inf
 
@@ -286,9 +287,8 @@ def test_derived_values() -> None:
     assert pair.target_position_shape() == (7, 16)
 
 
-def test_names_of_choices_are_those_of_the_operations() -> None:
-    assert configuration_reformer.HASH_FAMILIES == hashing.HASH_FAMILIES
-    assert configuration_reformer.ATTENTION_PATTERNS == windowed_attention.ATTENTION_PATTERNS
+def test_every_backend_can_be_chosen() -> None:
+    assert ("auto", *windowed_attention.BACKENDS) == ATTENTION_BACKENDS
 
 
 def test_fields_that_transformers_knows_keep_their_names() -> None:

@@ -37,6 +37,7 @@ FLOW: dict[str, set[str]] = {
 FLOW["exports"] = set(FLOW)
 
 GROUP_OF_FILE = {
+    "choices": "configuration",
     "configuration_reformer": "configuration",
     "tokenization": "tokenization",
     "ops": "ops",

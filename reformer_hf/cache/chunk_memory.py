@@ -15,10 +15,11 @@ from torch.nn import functional as F
 
 from reformer_hf.cache.hashed_memory import HashedMemory
 from reformer_hf.cache.token_memory import TokenMemory
+from reformer_hf.ops.attention_window import SELF_SCORE, AttentionWindow
 from reformer_hf.ops.chunk_decoding import attend_in_chunks
-from reformer_hf.ops.row_hashing import Factors, HashSettings, RowHasher
-from reformer_hf.ops.windowed_attention import AttentionWindow
-from reformer_hf.ops.windowed_attention.call import SELF_SCORE, normalize_keys
+from reformer_hf.ops.hashing import HashSettings
+from reformer_hf.ops.row_hashing import Factors, RowHasher
+from reformer_hf.ops.shared_keys import normalize_keys
 
 
 class _ChunkMemory(TokenMemory):

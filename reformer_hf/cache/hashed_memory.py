@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from reformer_hf.cache.token_memory import TokenMemory
+from reformer_hf.ops.attention_window import AttentionWindow
 from reformer_hf.ops.row_hashing import RowHasher
-from reformer_hf.ops.windowed_attention import AttentionWindow
 
 
 class HashedMemory(TokenMemory):

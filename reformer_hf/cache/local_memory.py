@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from reformer_hf.cache.timeline import Timeline
 from reformer_hf.cache.token_memory import TokenMemory
+from reformer_hf.ops.attention_window import AttentionWindow
 from reformer_hf.ops.local_attention import local_attention
 from reformer_hf.ops.padding import Padding
-from reformer_hf.ops.windowed_attention import AttentionWindow
 
 # Tokens beyond the window that can be taken back without having asked for it before.
 SPARE = 32

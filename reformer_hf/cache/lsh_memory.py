@@ -13,6 +13,7 @@ from reformer_hf.cache.full_memory import SPARE
 from reformer_hf.cache.hashed_memory import HashedMemory
 from reformer_hf.cache.timeline import Timeline
 from reformer_hf.cache.token_memory import rearrange
+from reformer_hf.ops.attention_window import AttentionWindow
 from reformer_hf.ops.bucket_rings import (
     BucketRings,
     RingChange,
@@ -23,10 +24,11 @@ from reformer_hf.ops.bucket_rings import (
     take_back,
 )
 from reformer_hf.ops.decoding import attend_block, attend_newest, same_bucket_before
-from reformer_hf.ops.row_hashing import Factors, HashSettings, RowHasher
+from reformer_hf.ops.hashing import HashSettings
+from reformer_hf.ops.row_hashing import Factors, RowHasher
+from reformer_hf.ops.shared_keys import normalize_keys
 from reformer_hf.ops.sorting import BucketOrder, identity_order, sort_by_bucket
-from reformer_hf.ops.windowed_attention import AttentionWindow, windowed_attention
-from reformer_hf.ops.windowed_attention.call import normalize_keys
+from reformer_hf.ops.windowed_attention import windowed_attention
 
 # Numbers of keys that are gathered for a block of new tokens at a time (16 MiB of fp32).
 _BLOCK_ELEMENTS = 1 << 22

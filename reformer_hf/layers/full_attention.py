@@ -17,9 +17,9 @@ from reformer_hf.layers.heads import HeadMerge, split_heads
 from reformer_hf.layers.norm import StreamLayerNorm
 from reformer_hf.layers.self_attention import SelfAttention
 from reformer_hf.layers.sub_layer import SubLayer
-from reformer_hf.ops.lsh_attention import padding_order
 from reformer_hf.ops.padding import Padding
 from reformer_hf.ops.reversible import ReversibleStep
+from reformer_hf.ops.sorting import padding_order
 
 
 def _key_mask(real: Tensor | None) -> Tensor | None:

@@ -14,8 +14,8 @@ from reformer_hf.layers.context import ForwardContext
 from reformer_hf.layers.heads import HeadMerge, split_heads
 from reformer_hf.layers.norm import StreamLayerNorm
 from reformer_hf.layers.sub_layer import SubLayer
+from reformer_hf.ops.attention_window import AttentionWindow
 from reformer_hf.ops.reversible import ReversibleStep
-from reformer_hf.ops.windowed_attention import AttentionWindow
 from reformer_hf.ops.windowed_attention.reference import MAX_LENGTH
 
 # Above this length `output_attentions=True` is refused: the matrices are N x N.

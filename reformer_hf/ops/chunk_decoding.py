@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from reformer_hf.ops.attention_window import SELF_SCORE
 from reformer_hf.ops.sorting import sort_by_bucket
-from reformer_hf.ops.windowed_attention.call import SELF_SCORE
 
 
 def attend_in_chunks(

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from reformer_hf.ops.attention_window import SELF_SCORE
 from reformer_hf.ops.bucket_rings import BucketRings
-from reformer_hf.ops.windowed_attention.call import SELF_SCORE
 
 _NEVER = torch.iinfo(torch.int32).max
 

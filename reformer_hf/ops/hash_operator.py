@@ -13,9 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from reformer_hf.ops.attention_window import AttentionWindow
+from reformer_hf.ops.hashing import HashSettings, factorize_buckets
 from reformer_hf.ops.padding import Padding
-from reformer_hf.ops.row_hashing import HashSettings, RowHasher, factors_of_rows
-from reformer_hf.ops.windowed_attention import AttentionWindow
+from reformer_hf.ops.row_hashing import RowHasher, factors_of_rows
 
 
 @torch.library.custom_op(
@@ -27,7 +28,7 @@ from reformer_hf.ops.windowed_attention import AttentionWindow
         "SymInt hash_seed, str hash_family, float bucket_width) -> Tensor"
     ),
 )
-def hash_in_graph(
+def _hash(
     vectors: Tensor,
     real: Tensor | None,
     lengths: Sequence[int] | None,
@@ -41,39 +42,18 @@ def hash_in_graph(
     hash_family: str,
     bucket_width: float,
 ) -> Tensor:
-    """Buckets ``[B, H, R, N]`` int64 of vectors ``[B, H, N, D]``.
-
-    Args:
-        vectors: what to hash.
-        real: ``[B, N]`` bool; ``None`` if all tokens are real. Padding gets the bucket above all
-            others.
-        lengths: tokens of every row for which numbers of buckets are chosen; ``None``: its real
-            tokens.
-        num_buckets: factors of the number of buckets; ``None``: chosen from the lengths.
-        num_hashes: rounds, ``R``.
-        pattern: of the :class:`AttentionWindow`, as ``before``, ``after`` and ``chunk_length``.
-        before: see there.
-        after: see there.
-        chunk_length: see there.
-        hash_seed: seed of the projections.
-        hash_family: see :func:`~reformer_hf.ops.hashing.hash_vectors`.
-        bucket_width: width of a Euclidean bucket.
-    """
-    batch, heads, length, size = vectors.shape
+    batch, _, length, _ = vectors.shape
     if lengths is None:
         lengths = [length] * batch if real is None else real.sum(dim=1).tolist()
     window = AttentionWindow(pattern, before, after, chunk_length, False, True)
-    settings = HashSettings(
-        heads, size, num_hashes, hash_seed, hash_family, bucket_width, vectors.device
-    )
-    per_row = factors_of_rows(lengths, num_buckets, window)
-    hasher = RowHasher(settings, per_row, num_positions=length)
+    settings = HashSettings(num_hashes, hash_seed, num_buckets, hash_family, bucket_width)
+    hasher = RowHasher(settings, factors_of_rows(settings, window, lengths), num_positions=length)
     buckets, _ = hasher.hash_real(vectors, None if real is None else Padding(real, None))
     # A compiled graph relies on the strides that it was traced with.
     return buckets.contiguous()
 
 
-@hash_in_graph.register_fake
+@_hash.register_fake
 def _(
     vectors: Tensor,
     real: Tensor | None,
@@ -84,3 +64,30 @@ def _(
 ) -> Tensor:
     batch, heads, length, _size = vectors.shape
     return vectors.new_empty((batch, heads, num_hashes, length), dtype=torch.int64)
+
+
+def hash_in_graph(
+    vectors: Tensor, settings: HashSettings, window: AttentionWindow, padding: Padding | None
+) -> Tensor:
+    """Buckets ``[B, H, R, N]`` int64 of vectors ``[B, H, N, D]``, as one node of a graph.
+
+    Args:
+        vectors: what to hash.
+        settings: how to hash.
+        window: who sees whom.
+        padding: which tokens are real; padding gets the bucket above all others. Where its lengths
+            are not known, they are counted when the graph runs.
+    """
+    batch, _, length, _ = vectors.shape
+    known = padding.lengths if padding is not None else (length,) * batch
+    num_buckets = settings.num_buckets
+    buckets: Tensor = _hash(
+        vectors,
+        None if padding is None else padding.real,
+        settings.planned_lengths or known,
+        None if num_buckets is None else factorize_buckets(num_buckets),
+        settings.num_hashes,
+        *(window.pattern, window.before, window.after, window.chunk_length),
+        *(settings.seed, settings.family, settings.bucket_width),
+    )
+    return buckets

@@ -13,14 +13,53 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from reformer_hf.choices import HASH_FAMILIES
+from reformer_hf.ops.seeds import cpu_generator
 from reformer_hf.ops.triton_support import usable_on
-
-HASH_FAMILIES = ("angular", "euclidean", "random")
 
 # Above this many buckets one arg-max over all of them costs more than two over the factors.
 _FACTORIZE_ABOVE = 128
 # Projections are formed for as many tokens at a time as keep this many numbers (2 MiB of fp32).
 _BLOCK_ELEMENTS = 1 << 19
+
+
+@dataclass(frozen=True)
+class HashSettings:
+    """How a layer hashes.
+
+    Attributes:
+        num_hashes: rounds, ``R``.
+        seed: of the projections; equal seeds hash equal vectors alike, on every device.
+        num_buckets: ``nb``, or its factors (see :func:`factorize_buckets`); ``None``: chosen for
+            the real tokens of each row.
+        family: one of ``HASH_FAMILIES``:
+
+            * ``angular``: ``argmax([xR; -xR])`` with a Gaussian ``R``. Vectors at a small angle
+              collide. Source: Andoni et al. 2015 (arXiv:1509.02897); Reformer, section 2
+              (arXiv:2001.04451).
+            * ``euclidean``: ``floor((x . a + u) / width) mod nb``, the p-stable scheme. Source:
+              Datar et al. 2004, "Locality-sensitive hashing scheme based on p-stable
+              distributions".
+            * ``random``: a bucket drawn for each position, independent of the content: the baseline
+              against which the other two are worth their cost.
+        bucket_width: width of a Euclidean bucket, in units of the vectors.
+        planned_lengths: tokens that every row will have in the end, if a number of buckets is to be
+            chosen for them and not for those at hand.
+
+    Raises:
+        ValueError: unknown family.
+    """
+
+    num_hashes: int
+    seed: int
+    num_buckets: int | Sequence[int] | None = None
+    family: str = "angular"
+    bucket_width: float = 1.0
+    planned_lengths: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.family not in HASH_FAMILIES:
+            raise ValueError(f"`family` must be one of {HASH_FAMILIES}, got {self.family!r}")
 
 
 def choose_num_buckets(length: int, window: int) -> int:
@@ -135,50 +174,40 @@ class HashProjections:
 
 
 def draw_projections(
-    *,
+    settings: HashSettings,
+    factors: Sequence[int],
     num_heads: int,
     head_size: int,
-    num_hashes: int,
-    num_buckets: int | Sequence[int],
-    generator: torch.Generator,
-    family: str = "angular",
-    bucket_width: float = 1.0,
+    *,
     num_positions: int = 0,
     device: torch.device | None = None,
 ) -> HashProjections:
-    """Draw the hash functions of all heads and rounds.
+    """Draw the hash functions of all heads and rounds, the same ones on every device.
 
     Args:
+        settings: rounds, seed and family.
+        factors: of the number of buckets, from :func:`factorize_buckets`.
         num_heads: ``H``.
         head_size: ``D``.
-        num_hashes: rounds, ``R``.
-        num_buckets: ``nb``, or its factors (see :func:`factorize_buckets`).
-        generator: source of the draws; a CPU generator gives the same ones everywhere.
-        family: one of ``HASH_FAMILIES``.
-        bucket_width: width of a Euclidean bucket, in units of the vectors.
         num_positions: positions that can be hashed (``random`` only). More of them leave the
             buckets of the first ones as they are.
         device: where the vectors will be.
-
-    Raises:
-        ValueError: unknown family, or a bucket count that cannot be hashed.
     """
-    factors = factorize_buckets(num_buckets)
-    total = math.prod(factors)
-    if family not in HASH_FAMILIES:
-        raise ValueError(f"`family` must be one of {HASH_FAMILIES}, got {family!r}")
-    if family == "random":
-        shape = (num_positions, num_heads, num_hashes)
-        table = torch.randint(0, total, shape, generator=generator).to(device)
-        return HashProjections(family, num_hashes, factors, table)
-    if family == "angular":
+    factors, rounds = tuple(factors), settings.num_hashes
+    generator = cpu_generator(settings.seed)
+    if settings.family == "random":
+        shape = (num_positions, num_heads, rounds)
+        table = torch.randint(0, math.prod(factors), shape, generator=generator)
+        return HashProjections(settings.family, rounds, factors, table.to(device))
+    if settings.family == "angular":
         hashed = tuple(b for b in factors if b > 1)
-        rotations = angular_rotations(num_heads, head_size, num_hashes, hashed, generator)
-        return HashProjections(family, num_hashes, factors, rotations.to(device))
-    directions = torch.randn((num_heads, head_size, num_hashes), generator=generator)
-    offsets = torch.rand((num_heads, 1, num_hashes), generator=generator) * bucket_width
+        rotations = angular_rotations(num_heads, head_size, rounds, hashed, generator)
+        return HashProjections(settings.family, rounds, factors, rotations.to(device))
+    width = settings.bucket_width
+    directions = torch.randn((num_heads, head_size, rounds), generator=generator)
+    offsets = torch.rand((num_heads, 1, rounds), generator=generator) * width
     return HashProjections(
-        family, num_hashes, factors, directions.to(device), offsets.to(device), bucket_width
+        settings.family, rounds, factors, directions.to(device), offsets.to(device), width
     )
 
 
@@ -199,7 +228,9 @@ def _project_block(vectors: Tensor, projections: HashProjections) -> Tensor:
 def apply_projections(
     vectors: Tensor, projections: HashProjections, positions: Tensor | None = None
 ) -> Tensor:
-    """Hash vectors with projections drawn before; see :func:`hash_vectors`.
+    """Hash vectors with projections drawn before.
+
+    Always computed in fp32, whatever the model's dtype: rounding flips an arg-max.
 
     Args:
         vectors: ``[B, H, N, D]``, any floating dtype.
@@ -242,33 +273,13 @@ def apply_projections(
 
 @torch.no_grad()
 def hash_vectors(
-    vectors: Tensor,
-    *,
-    num_hashes: int,
-    num_buckets: int | Sequence[int],
-    generator: torch.Generator,
-    family: str = "angular",
-    bucket_width: float = 1.0,
-    positions: Tensor | None = None,
+    vectors: Tensor, settings: HashSettings, positions: Tensor | None = None
 ) -> Tensor:
     """Assign every vector to one bucket per round.
 
-    * ``angular``: ``argmax([xR; -xR])`` with a Gaussian ``R``. Vectors at a small angle collide.
-      Source: Andoni et al. 2015 (arXiv:1509.02897); Reformer, section 2 (arXiv:2001.04451).
-    * ``euclidean``: ``floor((x . a + u) / width) mod nb``, the p-stable scheme. Source: Datar et
-      al. 2004, "Locality-sensitive hashing scheme based on p-stable distributions".
-    * ``random``: a bucket drawn for each position, independent of the content: the baseline
-      against which the other two are worth their cost.
-
-    Always computed in fp32, whatever the model's dtype: rounding flips an arg-max.
-
     Args:
         vectors: ``[B, H, N, D]``, any floating dtype.
-        num_hashes: rounds, ``R``.
-        num_buckets: ``nb``, or its factors (see :func:`factorize_buckets`).
-        generator: source of the projections; a CPU generator gives the same draws everywhere.
-        family: one of ``HASH_FAMILIES``.
-        bucket_width: width of a Euclidean bucket, in units of the vectors.
+        settings: how to hash; ``num_buckets`` must be given.
         positions: ``[B, N]`` int64, the position of each token (``random`` only; default
             ``0 .. N-1``), so that padding does not move the draw of a token.
 
@@ -276,18 +287,13 @@ def hash_vectors(
         ``[B, H, R, N]`` int64 in ``[0, nb)``.
 
     Raises:
-        ValueError: unknown family, or a bucket count that cannot be hashed.
+        ValueError: no number of buckets, or one that cannot be hashed.
     """
-    _, heads, length, head_size = vectors.shape
+    if settings.num_buckets is None:
+        raise ValueError("`num_buckets` must be a number or its factors, got None")
+    _, heads, length, size = vectors.shape
+    factors = factorize_buckets(settings.num_buckets)
     projections = draw_projections(
-        num_heads=heads,
-        head_size=head_size,
-        num_hashes=num_hashes,
-        num_buckets=num_buckets,
-        generator=generator,
-        family=family,
-        bucket_width=bucket_width,
-        num_positions=length,
-        device=vectors.device,
+        settings, factors, heads, size, num_positions=length, device=vectors.device
     )
     return apply_projections(vectors, projections, positions)

@@ -8,14 +8,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from reformer_hf.ops.lsh_attention import padding_order
+from reformer_hf.ops.attention_window import AttentionWindow
 from reformer_hf.ops.padding import Padding
-from reformer_hf.ops.sorting import BucketOrder
-from reformer_hf.ops.windowed_attention import (
-    AttentionWindow,
-    WindowedAttentionCall,
-    windowed_attention,
-)
+from reformer_hf.ops.sorting import BucketOrder, padding_order
+from reformer_hf.ops.windowed_attention import WindowedAttentionCall, windowed_attention
 from reformer_hf.ops.windowed_attention.reference import attention_weights
 
 

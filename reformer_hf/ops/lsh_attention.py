@@ -2,45 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import math
 
 import torch
 from torch import Tensor
 
+from reformer_hf.ops.attention_window import SELF_SCORE, AttentionWindow
 from reformer_hf.ops.hash_operator import hash_in_graph
-from reformer_hf.ops.hashing import factorize_buckets
+from reformer_hf.ops.hashing import HashSettings
 from reformer_hf.ops.original_rounding import lonely_mass
 from reformer_hf.ops.padding import Padding
 from reformer_hf.ops.recall import remember
-from reformer_hf.ops.row_hashing import (
-    HashSettings,
-    RowHasher,
-    count_buckets,
-    factors_of_rows,
-)
-from reformer_hf.ops.sorting import BucketOrder, sort_by_bucket
-from reformer_hf.ops.windowed_attention import (
-    AttentionWindow,
-    WindowedAttentionCall,
-    windowed_attention,
-)
-from reformer_hf.ops.windowed_attention.call import SELF_SCORE
+from reformer_hf.ops.row_hashing import RowHasher, buckets_for_length, factors_of_rows
+from reformer_hf.ops.sorting import BucketOrder, padding_order, sort_by_bucket
+from reformer_hf.ops.windowed_attention import WindowedAttentionCall, windowed_attention
 from reformer_hf.ops.windowed_attention.reference import attention_weights
 
 
 @torch.no_grad()
 def hash_tokens(
     vectors: Tensor,
-    *,
-    num_hashes: int,
-    num_buckets: int | Sequence[int] | None,
+    settings: HashSettings,
     window: AttentionWindow,
-    hash_seed: int,
-    hash_family: str = "angular",
-    bucket_width: float = 1.0,
     padding: Padding | None = None,
-    planned_lengths: Sequence[int] | None = None,
 ) -> tuple[Tensor, int | None] | None:
     """Buckets of all tokens; padding gets the sentinel bucket above all others.
 
@@ -49,15 +33,9 @@ def hash_tokens(
 
     Args:
         vectors: ``[B, H, N, D]``.
-        num_hashes: see :func:`lsh_attention`, as for all arguments not listed here.
-        num_buckets: see there.
-        window: see there.
-        hash_seed: see there.
-        hash_family: see there.
-        bucket_width: see there.
-        padding: see there.
-        planned_lengths: tokens that every row will have in the end, if ``num_buckets`` is to be
-            chosen for them and not for those at hand.
+        settings: how to hash.
+        window: who sees whom.
+        padding: which tokens are real; ``None`` if all are.
 
     Returns:
         ``[B, H, R, N]`` int64 and a number above all of them (``None`` while a graph is traced, in
@@ -67,56 +45,38 @@ def hash_tokens(
     Raises:
         ValueError: a number of buckets that cannot be hashed, or absurdly many of them.
     """
-    batch, heads, length, head_size = vectors.shape
+    batch, _, length, _ = vectors.shape
     if window.pattern == "chunk" and length <= window.chunk_length:
         return None
     if torch.compiler.is_compiling():
-        known = padding.lengths if padding is not None else (length,) * batch
-        real = None if padding is None else padding.real
-        if real is None and num_buckets is None and not planned_lengths:
-            reach = max(1, window.before, window.after)
-            if window.pattern == "window" and length < 2 * reach:
-                return None
-        buckets = hash_in_graph(
-            *(vectors, real, planned_lengths or known),
-            None if num_buckets is None else factorize_buckets(num_buckets),
-            *(num_hashes, window.pattern, window.before, window.after, window.chunk_length),
-            *(hash_seed, hash_family, bucket_width),
-        )
-        return buckets, None
+        # Without padding or plan the length decides how many buckets, and whether it is one.
+        chosen = padding is None and settings.num_buckets is None and not settings.planned_lengths
+        if chosen and window.pattern == "window" and buckets_for_length(length, window) == 1:
+            return None
+        return hash_in_graph(vectors, settings, window, padding), None
     lengths = padding.count() if padding is not None else (length,) * batch
-    per_row = factors_of_rows(planned_lengths or lengths, num_buckets, window)
-    if max(map(count_buckets, per_row), default=1) == 1:
+    per_row = factors_of_rows(settings, window, lengths)
+    if max(map(math.prod, per_row), default=1) == 1:
         return None
-    settings = HashSettings(
-        heads, head_size, num_hashes, hash_seed, hash_family, bucket_width, vectors.device
-    )
     return RowHasher(settings, per_row, num_positions=length).hash_real(vectors, padding)
 
 
-def padding_order(padding: Padding | None) -> BucketOrder | None:
-    """The order of the sequence with padding moved behind, shared by all heads (one round)."""
-    if padding is None:
-        return None
-    return sort_by_bucket((~padding.real).to(torch.int64)[:, None, None, :], num_buckets=2)
-
-
-def _order(query_key: Tensor, **arguments: Any) -> tuple[BucketOrder | None, Tensor | None]:
-    """The sorted order of the tokens, and which of them are real."""
-    padding: Padding | None = arguments["padding"]
+def _order(
+    query_key: Tensor, settings: HashSettings, window: AttentionWindow, padding: Padding | None
+) -> BucketOrder | None:
+    """The sorted order of the tokens; ``None``: that of the sequence."""
 
     def sort() -> tuple[Tensor, ...]:
-        hashed = hash_tokens(query_key, **arguments)
+        hashed = hash_tokens(query_key, settings, window, padding)
         if hashed is not None:
             order: BucketOrder | None = sort_by_bucket(*hashed)
         else:
             # Chunks are cut in the sequence itself, padding included; windows count real tokens.
-            order = None if arguments["window"].pattern == "chunk" else padding_order(padding)
+            order = None if window.pattern == "chunk" else padding_order(padding)
         return () if order is None else (order.order, order.rank, order.bucket)
 
     found = remember(sort, narrow=True)
-    order = BucketOrder(*found) if found else None
-    return order, padding.real if padding is not None else None
+    return BucketOrder(*found) if found else None
 
 
 def _rounded(
@@ -134,15 +94,10 @@ def _rounded(
 def lsh_attention(
     query_key: Tensor,
     value: Tensor,
+    settings: HashSettings,
     *,
     window: AttentionWindow,
-    num_hashes: int,
-    hash_seed: int,
-    num_buckets: int | Sequence[int] | None = None,
-    hash_family: str = "angular",
-    bucket_width: float = 1.0,
     padding: Padding | None = None,
-    planned_lengths: Sequence[int] | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Attention among tokens that hash alike, with shared queries and keys.
@@ -158,31 +113,16 @@ def lsh_attention(
     Args:
         query_key: ``[B, H, N, D]`` shared queries and keys.
         value: ``[B, H, N, D]``.
+        settings: how to hash.
         window: who sees whom (its ``exclude_self`` should be true).
-        num_hashes: rounds, ``R``.
-        hash_seed: seed of the projections; equal seeds hash equal vectors alike.
-        num_buckets: ``nb`` or its factors; ``None``: chosen from the real length of each row.
-        hash_family: see :func:`~reformer_hf.ops.hashing.hash_vectors`.
-        bucket_width: width of a Euclidean bucket.
         padding: which tokens are real; ``None`` if all are.
-        planned_lengths: tokens that each row will have in the end, if the number of buckets is to
-            be chosen for them.
         backend: see :func:`~reformer_hf.ops.windowed_attention.windowed_attention`.
 
     Returns:
         Output ``[B, H, N, D]`` and ``lse`` ``[B, H, N]``.
     """
-    order, real = _order(
-        query_key,
-        num_hashes=num_hashes,
-        num_buckets=num_buckets,
-        window=window,
-        hash_seed=hash_seed,
-        hash_family=hash_family,
-        bucket_width=bucket_width,
-        padding=padding,
-        planned_lengths=planned_lengths,
-    )
+    order = _order(query_key, settings, window, padding)
+    real = None if padding is None else padding.real
     out, lse = windowed_attention(
         query_key, None, value, order, window=window, real=real, backend=backend
     )
@@ -191,17 +131,23 @@ def lsh_attention(
     return out, lse
 
 
-def lsh_attention_weights(query_key: Tensor, value: Tensor, **arguments: Any) -> Tensor:
+def lsh_attention_weights(
+    query_key: Tensor,
+    value: Tensor,
+    settings: HashSettings,
+    *,
+    window: AttentionWindow,
+    padding: Padding | None = None,
+) -> Tensor:
     """The matrix ``[B, H, N, N]`` with ``lsh_attention(..)[0] = weights @ value``.
 
     Takes the arguments of :func:`lsh_attention` but ``backend``; dense, for short sequences.
     """
-    order, real = _order(query_key, **arguments)
-    call = WindowedAttentionCall(
-        query_key, None, value, order, real, arguments["window"], scale=1.0
-    )
+    order = _order(query_key, settings, window, padding)
+    real = None if padding is None else padding.real
+    call = WindowedAttentionCall(query_key, None, value, order, real, window, scale=1.0)
     weights = attention_weights(call)
-    if call.window.pattern == "chunk":
+    if window.pattern == "chunk":
         lonely = weights.diagonal(dim1=-2, dim2=-1) > 0.5
-        weights = _rounded(weights, order, lonely, call.window, weights.dtype)
+        weights = _rounded(weights, order, lonely, window, weights.dtype)
     return weights

@@ -16,8 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from reformer_hf.ops.attention_window import SELF_SCORE, AttentionWindow
 from reformer_hf.ops.sorting import BucketOrder
-from reformer_hf.ops.windowed_attention.call import SELF_SCORE, AttentionWindow
 
 
 def _sightings(order: BucketOrder, window: AttentionWindow) -> Tensor:

@@ -7,22 +7,22 @@ so rows with equal numbers share them, and a memory that keeps them hashes later
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from reformer_hf.ops.attention_window import AttentionWindow
 from reformer_hf.ops.hashing import (
     HashProjections,
+    HashSettings,
     apply_projections,
     choose_num_buckets,
     draw_projections,
     factorize_buckets,
 )
 from reformer_hf.ops.padding import Padding
-from reformer_hf.ops.seeds import cpu_generator
-from reformer_hf.ops.windowed_attention.call import AttentionWindow
 
 # Backends compare ranks spaced by the window between buckets, doubled, as 32-bit integers.
 _MAX_SPACED_RANK = 1 << 27
@@ -41,32 +41,26 @@ def buckets_for_length(length: int, window: AttentionWindow) -> int:
     return choose_num_buckets(length, max(window.before, window.after))
 
 
-def count_buckets(factors: Sequence[int]) -> int:
-    """The product of the factors; 1 if there are none."""
-    product = 1
-    for b in factors:
-        product *= b
-    return product
-
-
 def factors_of_rows(
-    lengths: Sequence[int], num_buckets: int | Sequence[int] | None, window: AttentionWindow
+    settings: HashSettings, window: AttentionWindow, lengths: Sequence[int]
 ) -> tuple[Factors, ...]:
     """The factors of every row's number of buckets.
 
     Args:
-        lengths: tokens of every row that the number is chosen for.
-        num_buckets: the number or its factors for all rows; ``None``: chosen from ``lengths``.
+        settings: with the number for all rows, or the lengths that it is planned for.
         window: who sees whom.
+        lengths: real tokens of every row; the number is chosen for these if it is neither given nor
+            planned.
 
     Raises:
         ValueError: a number that cannot be hashed, or that is too large to sort by.
     """
-    if num_buckets is not None:
-        per_row = (factorize_buckets(num_buckets),) * len(lengths)
+    lengths = settings.planned_lengths or lengths
+    if settings.num_buckets is not None:
+        per_row = (factorize_buckets(settings.num_buckets),) * len(lengths)
     else:
         per_row = tuple(factorize_buckets(buckets_for_length(n, window)) for n in lengths)
-    most = max(map(count_buckets, per_row), default=1)
+    most = max(map(math.prod, per_row), default=1)
     reach = max(window.before, window.after)
     reach = min(reach, max(lengths, default=reach))
     if window.pattern == "window" and most * (reach + 1) >= _MAX_SPACED_RANK:
@@ -75,29 +69,6 @@ def factors_of_rows(
             f"got {most} buckets and a window of {reach} tokens"
         )
     return per_row
-
-
-@dataclass(frozen=True)
-class HashSettings:
-    """How a layer hashes, whatever the number of buckets.
-
-    Attributes:
-        num_heads: ``H``.
-        head_size: ``D``.
-        num_hashes: rounds, ``R``.
-        seed: of the projections; equal seeds hash equal vectors alike.
-        family: see :func:`~reformer_hf.ops.hashing.hash_vectors`.
-        bucket_width: width of a Euclidean bucket.
-        device: where the vectors are.
-    """
-
-    num_heads: int
-    head_size: int
-    num_hashes: int
-    seed: int
-    family: str
-    bucket_width: float
-    device: torch.device
 
 
 class RowHasher:
@@ -120,29 +91,27 @@ class RowHasher:
     @property
     def num_buckets(self) -> int:
         """Buckets of the row that has the most."""
-        return max(map(count_buckets, self.per_row), default=1)
+        return max(map(math.prod, self.per_row), default=1)
 
     def take_rows(self, per_row: Sequence[Factors]) -> None:
         """Hash other rows from now on; projections that were drawn stay as they are."""
         self.per_row = tuple(per_row)
-        self._groups: list[tuple[list[int], HashProjections]] = []
-        for factors in sorted(set(self.per_row)):
-            rows = [i for i, own in enumerate(self.per_row) if own == factors]
-            self._groups.append((rows, self._drawn(factors)))
+        self._rows_by_factors = {
+            factors: [i for i, own in enumerate(self.per_row) if own == factors]
+            for factors in sorted(set(self.per_row))
+        }
 
-    def _drawn(self, factors: Factors) -> HashProjections:
+    def _projections_for(self, factors: Factors, vectors: Tensor) -> HashProjections:
+        """The hash functions of rows with these factors, drawn when they are needed first."""
         if factors not in self._projections:
-            how = self.settings
+            _, heads, _, size = vectors.shape
             self._projections[factors] = draw_projections(
-                num_heads=how.num_heads,
-                head_size=how.head_size,
-                num_hashes=how.num_hashes,
-                num_buckets=factors,
-                generator=cpu_generator(how.seed),
-                family=how.family,
-                bucket_width=how.bucket_width,
+                self.settings,
+                factors,
+                heads,
+                size,
                 num_positions=self.num_positions,
-                device=how.device,
+                device=vectors.device,
             )
         return self._projections[factors]
 
@@ -151,7 +120,6 @@ class RowHasher:
         if self.settings.family == "random" and num_positions > self.num_positions:
             self.num_positions = num_positions
             self._projections.clear()
-            self.take_rows(self.per_row)
 
     def __call__(self, vectors: Tensor, positions: Tensor | None = None) -> Tensor:
         """Buckets ``[B, H, R, N]`` int64 of vectors ``[B, H, N, D]``.
@@ -160,12 +128,14 @@ class RowHasher:
             vectors: any floating dtype.
             positions: ``[B, N]`` int64 (family ``random`` only; default ``0 .. N-1``).
         """
-        if len(self._groups) == 1:
-            return apply_projections(vectors, self._groups[0][1], positions)
+        if len(self._rows_by_factors) == 1:
+            projections = self._projections_for(self.per_row[0], vectors)
+            return apply_projections(vectors, projections, positions)
         batch, heads, length, _ = vectors.shape
         shape = (batch, heads, self.settings.num_hashes, length)
         buckets = torch.empty(shape, dtype=torch.int64, device=vectors.device)
-        for rows, projections in self._groups:
+        for factors, rows in self._rows_by_factors.items():
+            projections = self._projections_for(factors, vectors)
             own = None if positions is None else positions[rows]
             buckets[rows] = apply_projections(vectors[rows], projections, own)
         return buckets

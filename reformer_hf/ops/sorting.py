@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from reformer_hf.ops.padding import Padding
 from reformer_hf.ops.triton_support import usable_on
 
 
@@ -58,6 +59,13 @@ def sort_by_bucket(buckets: Tensor, num_buckets: int | None = None) -> BucketOrd
     position = torch.arange(length, device=buckets.device)
     order = (buckets * length + position).sort(dim=-1).values.remainder_(max(1, length))
     return BucketOrder(order, invert_permutation(order), buckets)
+
+
+def padding_order(padding: Padding | None) -> BucketOrder | None:
+    """The order of the sequence with padding moved behind, shared by all heads (one round)."""
+    if padding is None:
+        return None
+    return sort_by_bucket((~padding.real).to(torch.int64)[:, None, None, :], num_buckets=2)
 
 
 def identity_order(length: int, device: torch.device) -> BucketOrder:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from reformer_hf.ops.windowed_attention.call import normalize_keys
+from reformer_hf.ops.shared_keys import normalize_keys
 
 
 @dataclass

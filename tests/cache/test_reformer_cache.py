@@ -102,11 +102,13 @@ def test_rotations_and_buckets_stay_what_they_were() -> None:
     model, ids = built(), random_ids(1, 20, seed=1)
     cache, _ = filled(model, ids, planned_lengths=90)
     hasher = cache.lsh_layer(1).hasher
-    drawn = [weights for _, weights in hasher._groups]
+    drawn = dict(hasher._projections)
+    assert drawn
     for seed in range(3):
         model(random_ids(1, 30, seed=seed), past_key_values=cache)
     assert cache.lsh_layer(1).hasher is hasher
-    assert all(a is b for (_, a), b in zip(hasher._groups, drawn, strict=True))
+    assert hasher._projections == drawn
+    assert all(hasher._projections[factors] is drawn[factors] for factors in drawn)
 
 
 # ---- memory that is written, addressed, masked and deleted ----

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reformer_hf.ops.windowed_attention.call import normalize_keys
+from reformer_hf.ops.shared_keys import normalize_keys
 from tests.models.builders import HEAD_OF, random_ids
 
 LENGTH = 48

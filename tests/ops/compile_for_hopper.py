@@ -25,9 +25,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from reformer_hf.ops import triton_hash, triton_residual, triton_sort
+from reformer_hf.ops.attention_window import AttentionWindow
 from reformer_hf.ops.sorting import sort_by_bucket
 from reformer_hf.ops.windowed_attention import (
-    AttentionWindow,
     WindowedAttentionCall,
     triton_backward,
     triton_forward,

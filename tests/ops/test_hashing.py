@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from reformer_hf.choices import HASH_FAMILIES
 from reformer_hf.ops import hashing
 from reformer_hf.ops.hashing import (
-    HASH_FAMILIES,
+    HashSettings,
     angular_rotations,
     choose_num_buckets,
     factorize_buckets,
@@ -29,8 +30,9 @@ def vectors(length: int = LENGTH) -> Tensor:
 
 
 def hashed(x: Tensor, num_buckets: Any = 8, seed: int = 5, **options: Any) -> Tensor:
-    options.setdefault("num_hashes", ROUNDS)
-    return hash_vectors(x, num_buckets=num_buckets, generator=cpu_generator(seed), **options)
+    positions = options.pop("positions", None)
+    how = HashSettings(**{"num_hashes": ROUNDS, **options}, seed=seed, num_buckets=num_buckets)
+    return hash_vectors(x, how, positions)
 
 
 def rotations_of(factors: tuple[int, ...], seed: int = 5) -> Tensor:
@@ -215,6 +217,11 @@ def test_no_gradient_is_recorded():
 def test_an_unknown_family_is_named_with_the_known_ones():
     with pytest.raises(ValueError, match=r"family.*angular.*euclidean.*random.*'cosine'"):
         hashed(vectors(), family="cosine")
+
+
+def test_vectors_cannot_be_hashed_without_a_number_of_buckets():
+    with pytest.raises(ValueError, match=r"`num_buckets` must be a number or its factors"):
+        hashed(vectors(), None)
 
 
 # ---- numbers of buckets ----

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from reformer_hf.ops.attention_window import AttentionWindow
 from reformer_hf.ops.local_attention import local_attention, local_attention_weights
 from reformer_hf.ops.padding import Padding
-from reformer_hf.ops.windowed_attention import AttentionWindow
 
 HEADS, SIZE = 2, 4
 

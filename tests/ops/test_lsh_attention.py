@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -7,16 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from reformer_hf.ops.hashing import HASH_FAMILIES
-from reformer_hf.ops.lsh_attention import (
-    hash_tokens,
-    lsh_attention,
-    lsh_attention_weights,
-    padding_order,
-)
+from reformer_hf.choices import HASH_FAMILIES
+from reformer_hf.ops.attention_window import AttentionWindow
+from reformer_hf.ops.hashing import HashSettings
+from reformer_hf.ops.lsh_attention import hash_tokens, lsh_attention, lsh_attention_weights
 from reformer_hf.ops.padding import Padding
 from reformer_hf.ops.row_hashing import buckets_for_length
-from reformer_hf.ops.windowed_attention import AttentionWindow
+from reformer_hf.ops.sorting import padding_order
 
 HEADS, SIZE = 2, 8
 CAUSAL = AttentionWindow("window", 6, 0, 4, causal=True, exclude_self=True)
@@ -33,7 +31,9 @@ def inputs(
 
 
 def arguments(window: AttentionWindow = CAUSAL, **options: Any) -> dict[str, Any]:
-    return {"window": window, "num_hashes": 3, "hash_seed": 7, **options}
+    own = {field.name for field in fields(HashSettings)} & options.keys()
+    hashing = {"num_hashes": 3, "seed": 7, **{name: options.pop(name) for name in own}}
+    return {"settings": HashSettings(**hashing), "window": window, **options}
 
 
 def attend(query_key: Tensor, value: Tensor, *args: Any, **options: Any) -> Tensor:
@@ -110,7 +110,7 @@ def pad(x: Tensor, slots: Tensor, length: int) -> Tensor:
 def test_padding_leaves_real_tokens_unchanged(side, window, num_buckets, family):
     length = 41
     query_key, value = inputs(length)
-    options = {"num_buckets": num_buckets, "hash_family": family}
+    options = {"num_buckets": num_buckets, "family": family}
     plain = attend(query_key, value, window, **options)
     slots = SLOTS[side](length)
     mask = torch.zeros(1, length + 9)
@@ -138,11 +138,11 @@ def test_rows_of_a_batch_do_not_know_of_one_another(family):
         for k in (0, 1)
     )
     padding = Padding.from_attention_mask(mask)
-    together = attend(query_key, value, padding=padding, hash_family=family)
+    together = attend(query_key, value, padding=padding, family=family)
     assert torch.isfinite(together).all()
     for i, (row, n) in enumerate(zip(rows, lengths, strict=True)):
         if n > 0:
-            alone = attend(*row, hash_family=family)
+            alone = attend(*row, family=family)
             torch.testing.assert_close(together[i : i + 1, :, :n], alone, rtol=0, atol=1e-6)
 
 
@@ -188,7 +188,7 @@ def test_one_bucket_is_attention_to_the_last_tokens():
     # Keys have length 1 up to the 1e-6 in their norm.
     torch.testing.assert_close(out, weights @ value, rtol=0, atol=1e-4)
     for family in HASH_FAMILIES:
-        assert torch.equal(attend(query_key, value, num_buckets=1, hash_family=family), out)
+        assert torch.equal(attend(query_key, value, num_buckets=1, family=family), out)
 
 
 def test_sequences_shorter_than_two_windows_get_one_bucket():
@@ -229,7 +229,7 @@ def test_equal_seeds_hash_alike_and_others_do_not(untouched_random_state):
     with untouched_random_state:
         first = attend(query_key, value)
         assert torch.equal(first, attend(query_key, value))
-        assert not torch.equal(first, attend(query_key, value, hash_seed=8))
+        assert not torch.equal(first, attend(query_key, value, seed=8))
 
 
 def test_a_number_of_buckets_beyond_the_tags_of_the_backends_is_refused():

@@ -19,13 +19,12 @@ from transformers.models.reformer.modeling_reformer import (
     LSHSelfAttention as OriginalLSH,
 )
 
-from reformer_hf.ops.hashing import hash_vectors
+from reformer_hf.ops.attention_window import AttentionWindow
+from reformer_hf.ops.hashing import HashSettings, hash_vectors
 from reformer_hf.ops.local_attention import local_attention
 from reformer_hf.ops.lsh_attention import lsh_attention, lsh_attention_weights
 from reformer_hf.ops.padding import Padding
 from reformer_hf.ops.row_hashing import buckets_for_length
-from reformer_hf.ops.seeds import cpu_generator
-from reformer_hf.ops.windowed_attention import AttentionWindow
 
 BATCH, HEADS, SIZE, CHUNK = 2, 3, 8, 8
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
@@ -83,11 +82,11 @@ def window(reach: tuple[bool, int, int], exclude_self: bool) -> AttentionWindow:
 
 def lsh_arguments(reach: tuple[bool, int, int], rounds: int, num_buckets: Any) -> dict[str, Any]:
     return {
-        "window": window(reach, exclude_self=True),
-        "num_hashes": rounds,
         # Explicit factors: ours would split a large number where the original does not.
-        "num_buckets": [num_buckets] if isinstance(num_buckets, int) else num_buckets,
-        "hash_seed": 5,
+        "settings": HashSettings(
+            rounds, 5, [num_buckets] if isinstance(num_buckets, int) else num_buckets
+        ),
+        "window": window(reach, exclude_self=True),
     }
 
 
@@ -217,7 +216,7 @@ def test_hashing_equals_the_originals(num_buckets):
     total = num_buckets if isinstance(num_buckets, int) else num_buckets[0] * num_buckets[1]
     theirs = module._hash_vectors(vectors, 3, None).unflatten(-1, (3, 40))
     theirs = theirs - total * torch.arange(3).view(-1, 1)
-    ours = hash_vectors(vectors, num_hashes=3, num_buckets=num_buckets, generator=cpu_generator(5))
+    ours = hash_vectors(vectors, HashSettings(3, 5, num_buckets))
     assert torch.equal(ours, theirs)
 
 

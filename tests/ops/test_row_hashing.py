@@ -6,15 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from reformer_hf.ops.hashing import HASH_FAMILIES
-from reformer_hf.ops.row_hashing import HashSettings, RowHasher, factors_of_rows
-from reformer_hf.ops.windowed_attention import AttentionWindow
+from reformer_hf.choices import HASH_FAMILIES
+from reformer_hf.ops.attention_window import AttentionWindow
+from reformer_hf.ops.hashing import HashSettings
+from reformer_hf.ops.row_hashing import RowHasher, factors_of_rows
 
 WINDOW = AttentionWindow("window", 4, 0, 4, causal=True, exclude_self=True)
 
 
 def hasher(per_row: list[tuple[int, ...]], family: str, positions: int = 50) -> RowHasher:
-    settings = HashSettings(2, 8, 3, 5, family, 1.5, torch.device("cpu"))
+    settings = HashSettings(3, 5, None, family, 1.5)
     return RowHasher(settings, per_row, positions)
 
 
@@ -49,5 +50,5 @@ def test_more_positions_leave_the_first_ones_alone(family: str) -> None:
 
 
 def test_buckets_suit_the_length_of_each_row_unless_configured() -> None:
-    assert factors_of_rows([3, 8, 70], None, WINDOW) == ((1,), (2,), (16,))
-    assert factors_of_rows([3, 8], [2, 4], WINDOW) == ((2, 4), (2, 4))
+    assert factors_of_rows(HashSettings(3, 5), WINDOW, [3, 8, 70]) == ((1,), (2,), (16,))
+    assert factors_of_rows(HashSettings(3, 5, [2, 4]), WINDOW, [3, 8]) == ((2, 4), (2, 4))

@@ -5,8 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reformer_hf.ops.hashing import apply_projections, draw_projections
-from reformer_hf.ops.seeds import cpu_generator
+from reformer_hf.ops.hashing import (
+    HashSettings,
+    apply_projections,
+    draw_projections,
+    factorize_buckets,
+)
 
 pytest.importorskip("triton")
 from reformer_hf.ops import triton_hash
@@ -18,9 +22,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 @pytest.mark.parametrize("num_buckets", [2, 6, 64, [4, 8], [2, 34], [1, 16]], ids=str)
 def test_buckets_are_those_of_the_plain_operations(num_buckets, dtype):
     vectors = torch.randn(2, 70, 3, 32).to(dtype).transpose(1, 2)  # one tile and a short one
-    drawn = draw_projections(
-        num_heads=3, head_size=32, num_hashes=2, num_buckets=num_buckets, generator=cpu_generator(5)
-    )
+    drawn = draw_projections(HashSettings(2, 5), factorize_buckets(num_buckets), 3, 32)
     expected = apply_projections(vectors, drawn)
     factors = tuple(b for b in drawn.factors if b > 1)
     assert triton_hash.fits(vectors, factors)
@@ -41,9 +43,7 @@ def test_what_the_kernel_does_not_take_is_left_to_the_plain_operations(size, dty
 
 def test_undefined_vectors_have_buckets_within_the_range():
     vectors = torch.full((1, 1, 8, 32), torch.nan)
-    drawn = draw_projections(
-        num_heads=1, head_size=32, num_hashes=2, num_buckets=6, generator=cpu_generator(5)
-    )
+    drawn = draw_projections(HashSettings(2, 5), (6,), 1, 32)
     got = triton_hash.hash_angular(vectors.to(DEVICE), drawn.weights.to(DEVICE), (6,))
     assert got.min() >= 0
     assert got.max() < 6

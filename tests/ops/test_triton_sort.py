@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from reformer_hf.ops import sorting
+from reformer_hf.ops.attention_window import AttentionWindow
+from reformer_hf.ops.hashing import HashSettings
 from reformer_hf.ops.lsh_attention import lsh_attention
 from reformer_hf.ops.padding import Padding
 from reformer_hf.ops.sorting import sort_by_bucket
-from reformer_hf.ops.windowed_attention import AttentionWindow
 
 pytest.importorskip("triton")
 from reformer_hf.ops import triton_sort
@@ -130,9 +131,7 @@ def test_attention_is_the_same_with_the_counting_sort(monkeypatch, num_buckets, 
     mask = torch.arange(90) < torch.tensor([[90], [40 if padded else 90]])
     arguments = {
         "window": AttentionWindow("window", 8, 0, 16, True, True),
-        "num_hashes": 2,
-        "hash_seed": 1,
-        "num_buckets": num_buckets,
+        "settings": HashSettings(2, 1, num_buckets),
         "padding": Padding.from_attention_mask(mask),
         "backend": "torch",
     }

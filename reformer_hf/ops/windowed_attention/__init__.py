@@ -17,6 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from reformer_hf.ops.attention_window import AttentionWindow
 from reformer_hf.ops.sorting import BucketOrder
 from reformer_hf.ops.windowed_attention import (
     operators,
@@ -24,16 +25,10 @@ from reformer_hf.ops.windowed_attention import (
     torch_backend,
     triton_backend,
 )
-from reformer_hf.ops.windowed_attention.call import (
-    ATTENTION_PATTERNS,
-    AttentionWindow,
-    WindowedAttentionCall,
-)
+from reformer_hf.ops.windowed_attention.call import WindowedAttentionCall
 
 __all__ = [
-    "ATTENTION_PATTERNS",
     "BACKENDS",
-    "AttentionWindow",
     "WindowedAttentionCall",
     "choose_backend",
     "windowed_attention",

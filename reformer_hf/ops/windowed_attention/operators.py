@@ -20,10 +20,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from reformer_hf.ops.attention_window import AttentionWindow
 from reformer_hf.ops.recall import recalling, remember
 from reformer_hf.ops.sorting import BucketOrder
 from reformer_hf.ops.windowed_attention import torch_backend, triton_backend
-from reformer_hf.ops.windowed_attention.call import AttentionWindow, WindowedAttentionCall
+from reformer_hf.ops.windowed_attention.call import WindowedAttentionCall
 
 __all__ = ["attend"]
 

@@ -9,12 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from reformer_hf.ops.attention_window import SELF_SCORE
+from reformer_hf.ops.shared_keys import normalize_keys
 from reformer_hf.ops.sorting import BucketOrder, identity_order
-from reformer_hf.ops.windowed_attention.call import (
-    SELF_SCORE,
-    WindowedAttentionCall,
-    normalize_keys,
-)
+from reformer_hf.ops.windowed_attention.call import WindowedAttentionCall
 from reformer_hf.ops.windowed_attention.dropout import keep_mask, key_codes, query_codes
 
 MAX_LENGTH = 4096

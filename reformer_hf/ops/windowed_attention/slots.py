@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from reformer_hf.ops.attention_window import SELF_SCORE
 from reformer_hf.ops.sorting import identity_order, spaced_rank
-from reformer_hf.ops.windowed_attention.call import SELF_SCORE, WindowedAttentionCall
+from reformer_hf.ops.windowed_attention.call import WindowedAttentionCall
 
 # Tag of a slot that belongs to nobody; buckets and positions are not negative.
 _NOBODY = -1

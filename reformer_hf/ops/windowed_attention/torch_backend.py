@@ -24,10 +24,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from reformer_hf.ops.windowed_attention.call import (
-    WindowedAttentionCall,
-    inverse_key_norm,
-)
+from reformer_hf.ops.shared_keys import inverse_key_norm
+from reformer_hf.ops.windowed_attention.call import WindowedAttentionCall
 from reformer_hf.ops.windowed_attention.dropout import keep_mask, key_codes, query_codes
 from reformer_hf.ops.windowed_attention.slots import Group, Line, SlotLayout
 

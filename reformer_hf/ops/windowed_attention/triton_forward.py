@@ -28,7 +28,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from reformer_hf.ops.windowed_attention.call import SELF_SCORE, WindowedAttentionCall
+from reformer_hf.ops.attention_window import SELF_SCORE
+from reformer_hf.ops.windowed_attention.call import WindowedAttentionCall
 from reformer_hf.ops.windowed_attention.triton_launch import FORWARD, VARIABLE, Launch
 from reformer_hf.ops.windowed_attention.triton_tiles import (
     gather,

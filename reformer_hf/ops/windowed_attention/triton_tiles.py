@@ -31,8 +31,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from reformer_hf.ops.shared_keys import KEY_NORM_EPS
 from reformer_hf.ops.windowed_attention import dropout
-from reformer_hf.ops.windowed_attention.call import KEY_NORM_EPS
 
 # Tags of slots that hold no token: no window reaches from or to them.
 _NO_QUERY = tl.constexpr(-(1 << 30))

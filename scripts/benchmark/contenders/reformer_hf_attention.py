@@ -11,8 +11,9 @@ from torch import Tensor
 from benchmark.case import Case
 from benchmark.contender import CHECK_LENGTH, Finding, check_close
 from benchmark.contenders.attention_operation import Attend, AttentionContender, random_heads
+from reformer_hf.ops.attention_window import AttentionWindow
+from reformer_hf.ops.hashing import HashSettings
 from reformer_hf.ops.lsh_attention import lsh_attention
-from reformer_hf.ops.windowed_attention import AttentionWindow
 
 
 def _attend(query_key: Tensor, value: Tensor, case: Case, seed: int, backend: str) -> Tensor:
@@ -25,7 +26,7 @@ def _attend(query_key: Tensor, value: Tensor, case: Case, seed: int, backend: st
         exclude_self=True,
     )
     out, _ = lsh_attention(
-        query_key, value, window=window, num_hashes=case.rounds, hash_seed=seed, backend=backend
+        query_key, value, HashSettings(case.rounds, seed), window=window, backend=backend
     )
     return out
 

@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from reformer_hf.ops.attention_window import AttentionWindow
 from reformer_hf.ops.sorting import BucketOrder, sort_by_bucket
-from reformer_hf.ops.windowed_attention import AttentionWindow, windowed_attention
+from reformer_hf.ops.windowed_attention import windowed_attention
 
 PADDINGS = ("none", "left", "right", "middle", "whole row")
 ORDERS = ("per head", "shared by heads", "sequence")

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from reformer_hf.ops.windowed_attention import AttentionWindow, slots, torch_backend
+from reformer_hf.ops.attention_window import AttentionWindow
+from reformer_hf.ops.windowed_attention import slots, torch_backend
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 

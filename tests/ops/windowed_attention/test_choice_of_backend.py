@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from reformer_hf.ops import windowed_attention as package
+from reformer_hf.ops.attention_window import AttentionWindow
 from reformer_hf.ops.sorting import identity_order, sort_by_bucket
 from reformer_hf.ops.triton_support import installed
 from reformer_hf.ops.windowed_attention import (
     BACKENDS,
-    AttentionWindow,
     WindowedAttentionCall,
     choose_backend,
     triton_backend,

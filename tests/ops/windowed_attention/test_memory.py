@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from reformer_hf.ops.windowed_attention import AttentionWindow, torch_backend
+from reformer_hf.ops.attention_window import AttentionWindow
+from reformer_hf.ops.windowed_attention import torch_backend
 
 
 def peak_ratio(backend: str, window: AttentionWindow, make_problem: Any, live_memory: Any) -> float:

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from reformer_hf.ops.attention_window import AttentionWindow
 from reformer_hf.ops.sorting import BucketOrder
-from reformer_hf.ops.windowed_attention import AttentionWindow, WindowedAttentionCall
+from reformer_hf.ops.windowed_attention import WindowedAttentionCall
 from reformer_hf.ops.windowed_attention.reference import attention_weights
 
 BACKENDS = ["reference", "torch"]

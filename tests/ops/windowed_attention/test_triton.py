@@ -15,8 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from reformer_hf.ops.attention_window import AttentionWindow
 from reformer_hf.ops.sorting import BucketOrder
-from reformer_hf.ops.windowed_attention import AttentionWindow, triton_launch
+from reformer_hf.ops.windowed_attention import triton_launch
 from reformer_hf.ops.windowed_attention.triton_launch import Tiling
 from tests.ops.windowed_attention.test_backends import REACHES, Case, with_layout
 

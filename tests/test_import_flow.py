@@ -32,7 +32,7 @@ FLOW: dict[str, set[str]] = {
     "auto": {
         "configuration", "tokenization", "ops", "cache", "layers", "conversion", "models",
     },
-    "memory": {"configuration", "ops", "layers", "models"},
+    "training_memory": {"configuration", "ops", "layers", "models"},
 }  # fmt: skip
 FLOW["exports"] = set(FLOW)
 
@@ -45,7 +45,7 @@ GROUP_OF_FILE = {
     "layers": "layers",
     "checkpoint_conversion": "conversion",
     "models": "models",
-    "memory": "memory",
+    "training_memory": "training_memory",
     "auto": "auto",
     "": "exports",  # the package itself
     "configuration_reformer_hf": "exports",

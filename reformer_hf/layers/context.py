@@ -24,11 +24,10 @@ class ForwardContext:
         encoder_real: ``[B, M]`` bool, which encoder tokens are real; ``None`` if all are.
         num_hashes: overrides the configured number of hash rounds.
         num_buckets: overrides the configured number of buckets.
-        attentions: if not ``None``, self-attention layers append their weights.
-        cross_attentions: if not ``None``, cross-attention layers append theirs.
+        output_attentions: attention layers return their weights.
         planned_lengths: tokens of every row that numbers of buckets are chosen for, if not those
             of the pass.
-        cache: the memory that new tokens attend to and that they go into.
+        cache: the tokens before the new ones, which attend to them and go into it.
         cross_cache: where cross-attention layers keep the keys and values of the encoder's output,
             and find them in the next decoding step.
     """
@@ -39,8 +38,7 @@ class ForwardContext:
     encoder_real: Tensor | None = None
     num_hashes: int | None = None
     num_buckets: int | list[int] | None = None
-    attentions: list[Tensor] | None = field(default=None, compare=False)
-    cross_attentions: list[Tensor] | None = field(default=None, compare=False)
+    output_attentions: bool = False
     planned_lengths: tuple[int, ...] | None = None
     cache: ReformerCache | None = field(default=None, compare=False)
     cross_cache: EncoderDecoderCache | None = field(default=None, compare=False)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,12 +10,12 @@ from transformers.cache_utils import EncoderDecoderCache
 from reformer_hf.cache import ReformerCache
 from reformer_hf.configuration_reformer import ReformerSeq2SeqConfig
 from reformer_hf.layers.context import ForwardContext
+from reformer_hf.layers.footprint import Footprint, PassShape
 from reformer_hf.layers.heads import HeadMerge, split_heads
 from reformer_hf.layers.norm import StreamLayerNorm
-from reformer_hf.layers.self_attention import SelfAttention
-from reformer_hf.layers.sub_layer import SubLayer
+from reformer_hf.layers.self_attention import QueryKeyValueAttention
+from reformer_hf.layers.sub_layer import Residual, SubLayer
 from reformer_hf.ops.padding import Padding
-from reformer_hf.ops.reversible import ReversibleStep
 from reformer_hf.ops.sorting import padding_order
 
 
@@ -37,14 +34,16 @@ def _dense_weights(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
     return scores.softmax(dim=-1)
 
 
-class FullSelfAttention(SelfAttention):
+class FullSelfAttention(QueryKeyValueAttention):
     """Attention of every token to every (earlier) token, by PyTorch's fused kernel.
 
     In a causal layer padding is moved behind the real tokens first, so that no ``N x N`` mask is
     needed to hide it.
     """
 
-    projections = ("query", "key", "value")
+    def _bytes_saved(self, shape: PassShape) -> int:
+        """One sum of each head."""
+        return 4 * self.num_heads
 
     def attend(self, context: ForwardContext, *heads: Tensor) -> Tensor:
         """Full attention of ``query``, ``key`` and ``value`` heads."""
@@ -113,6 +112,7 @@ class CrossAttention(SubLayer):
 
     def __init__(self, config: ReformerSeq2SeqConfig, layer_index: int) -> None:
         super().__init__()
+        self.config = config
         self.layer_index = layer_index
         self.num_heads = config.num_attention_heads
         self.attention_dropout = config.cross_attention_probs_dropout_prob
@@ -126,38 +126,52 @@ class CrossAttention(SubLayer):
         )
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def step(
-        self, *, inputs: tuple[Tensor, ...] = (), chunk_size: int = 0, **settings: Any
-    ) -> ReversibleStep:
-        """See :class:`SubLayer`."""
-        step = super().step(inputs=inputs, chunk_size=chunk_size, **settings)
-        return replace(step, spared=self.output.multiplications)
+    @property
+    def last_module(self) -> nn.Module:
+        return self.output
 
-    def residual(
-        self, x: Tensor, encoder_states: Tensor, context: ForwardContext, values: bool = True
-    ) -> Tensor:
-        """The residual ``[B, N, d]`` of a stream ``[B, N, d]``.
+    def hidden(self, x: Tensor, *inputs: Tensor, context: ForwardContext | None) -> Residual:
+        """Attention output of all heads ``[B, H, N, D]``, and the weights if asked for.
 
         Args:
             x: ``[B, N, d]``.
-            encoder_states: ``[B, M, merged_size]``, the encoder's output.
+            *inputs: one tensor ``[B, M, merged_size]``, the encoder's output.
             context: settings of the forward pass.
-            values: see :meth:`SubLayer.residual`.
         """
+        if context is None:
+            raise ValueError("`context` must be a ForwardContext, got None")
+        (encoder_states,) = inputs
         query = split_heads(self.query(self.norm(x)), self.num_heads)
         key, value = self._keys_and_values(encoder_states, context.cross_cache)
         mask = _key_mask(context.encoder_real)
         dropout = self.attention_dropout if self.training else 0.0
-        if context.cross_attentions is None:
-            attended = F.scaled_dot_product_attention(
-                query, key, value, attn_mask=mask, dropout_p=dropout
-            )
-        else:
+        if context.output_attentions:
             weights = F.dropout(_dense_weights(query, key, mask), dropout, self.training)
-            context.cross_attentions.append(weights)
-            attended = torch.matmul(weights.to(value.dtype), value)
-        residual: Tensor = self.dropout(self.output(attended, values))
-        return residual
+            return torch.matmul(weights.to(value.dtype), value), weights
+        attended = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=dropout
+        )
+        return attended, None
+
+    def footprint(self, shape: PassShape) -> Footprint:
+        """Bytes of a pass: as in self-attention, with keys and values of the source.
+
+        Autograd also keeps the source's states, where they are cast.
+        """
+        config, width = self.config, shape.width
+        size, features = config.hidden_size, self.num_heads * config.attention_head_size
+        source = shape.batch * shape.source_length
+        normed = 1 + (self.dropout.p > 0.0)
+        each = shape.stream_width * size + width * (normed * size + 2 * features)
+        states = 2 * width * config.merged_size() * shape.copies
+        saved = shape.positions * (each + 4 * self.num_heads)
+        saved += source * (2 * width * features + states)
+        return Footprint(
+            saved=saved,
+            recomputed=saved,
+            working=2 * width * features * (shape.positions + source),
+            last_product=shape.positions * self.last_product(),
+        )
 
     def _keys_and_values(
         self, encoder_states: Tensor, cache: EncoderDecoderCache | None

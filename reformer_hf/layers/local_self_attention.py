@@ -6,18 +6,28 @@ from torch import Tensor
 
 from reformer_hf.cache import ReformerCache
 from reformer_hf.layers.context import ForwardContext
-from reformer_hf.layers.self_attention import SelfAttention
+from reformer_hf.layers.footprint import PassShape
+from reformer_hf.layers.self_attention import QueryKeyValueAttention
 from reformer_hf.ops.local_attention import local_attention, local_attention_weights
+from reformer_hf.ops.windowed_attention.torch_backend import bytes_at_work
 
 
-class LocalSelfAttention(SelfAttention):
+class LocalSelfAttention(QueryKeyValueAttention):
     """Local attention; see :func:`~reformer_hf.ops.local_attention.local_attention`."""
 
-    projections = ("query", "key", "value")
+    def _bytes_saved(self, shape: PassShape) -> int:
+        """One sum of each head."""
+        return 4 * self.num_heads
 
-    def size_of_results(self) -> int:
-        """The output of the heads, and two sums of each."""
-        return self.num_heads * (4 * self.config.attention_head_size + 8)
+    def _bytes_of_results(self, shape: PassShape) -> int:
+        """The output of the heads, and one sum of each."""
+        return self.num_heads * (shape.width * self.config.attention_head_size + 4)
+
+    def _bytes_at_work(self, shape: PassShape) -> int:
+        """What the backend forms."""
+        reach = self.config.local_attn_chunk_length
+        heads = shape.batch * self.num_heads
+        return bytes_at_work(heads, shape.length, self.config.attention_head_size, reach)
 
     def attend(self, context: ForwardContext, *heads: Tensor) -> Tensor:
         """Local attention of ``query``, ``key`` and ``value`` heads."""

@@ -8,23 +8,45 @@ from reformer_hf.cache import ReformerCache
 from reformer_hf.cache.chunk_memory import ChunkLSHMemory
 from reformer_hf.cache.lsh_memory import LSHMemory
 from reformer_hf.layers.context import ForwardContext
+from reformer_hf.layers.footprint import PassShape
 from reformer_hf.layers.self_attention import SelfAttention
 from reformer_hf.ops.attention_window import AttentionWindow
 from reformer_hf.ops.hashing import HashSettings
 from reformer_hf.ops.lsh_attention import lsh_attention, lsh_attention_weights
 from reformer_hf.ops.row_hashing import factors_of_rows
 from reformer_hf.ops.seeds import fold_seed
+from reformer_hf.ops.windowed_attention.torch_backend import bytes_at_work
 
 
 class LSHSelfAttention(SelfAttention):
     """LSH attention with shared queries and keys; see :func:`~reformer_hf.ops.lsh_attention`."""
 
-    projections = ("query_key", "value")
+    def add_projections(self) -> None:
+        self.query_key = self._projection()
+        self.value = self._projection()
 
-    def size_of_results(self) -> int:
-        """The output of the heads, two sums of each, and per round three numbers of the order."""
-        config = self.config
-        return self.num_heads * (4 * config.attention_head_size + 8 + 12 * config.num_hashes)
+    def project(self, normed: Tensor) -> tuple[Tensor, ...]:
+        return self.query_key(normed), self.value(normed)
+
+    def _rounds(self, shape: PassShape) -> int:
+        return shape.num_hashes or self.config.num_hashes
+
+    def _bytes_saved(self, shape: PassShape) -> int:
+        """Two sums of each head, and per round three int64 numbers of the order."""
+        return self.num_heads * (8 + 24 * self._rounds(shape))
+
+    def _bytes_of_results(self, shape: PassShape) -> int:
+        """The output of the heads, two sums of each, and per round three int32 of the order."""
+        size = shape.width * self.config.attention_head_size
+        return self.num_heads * (size + 8 + 12 * self._rounds(shape))
+
+    def _bytes_at_work(self, shape: PassShape) -> int:
+        """Two int64 numbers of the order per round, and what the backend forms."""
+        order = 16 * shape.positions * self.num_heads * self._rounds(shape)
+        reach = self.config.lsh_attn_chunk_length
+        heads = shape.batch * self.num_heads
+        size = self.config.attention_head_size
+        return order + bytes_at_work(heads, shape.length, size, reach)
 
     def _hashing(self, context: ForwardContext) -> HashSettings:
         """How this layer hashes in this pass."""

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any, ClassVar
-
 import torch
 from torch import Tensor, nn
 
 from reformer_hf.cache import ReformerCache
 from reformer_hf.configuration_reformer import ReformerConfig
 from reformer_hf.layers.context import ForwardContext
+from reformer_hf.layers.footprint import Footprint, PassShape
 from reformer_hf.layers.heads import HeadMerge, split_heads
 from reformer_hf.layers.norm import StreamLayerNorm
-from reformer_hf.layers.sub_layer import SubLayer
+from reformer_hf.layers.sub_layer import Residual, SubLayer
 from reformer_hf.ops.attention_window import AttentionWindow
-from reformer_hf.ops.reversible import ReversibleStep
 from reformer_hf.ops.windowed_attention.reference import MAX_LENGTH
 
 # Above this length `output_attentions=True` is refused: the matrices are N x N.
@@ -31,8 +28,6 @@ class SelfAttention(SubLayer):
         causal: tokens do not see later tokens.
     """
 
-    projections: ClassVar[tuple[str, ...]]
-
     def __init__(self, config: ReformerConfig, layer_index: int, causal: bool) -> None:
         super().__init__()
         self.config = config
@@ -40,55 +35,26 @@ class SelfAttention(SubLayer):
         self.causal = causal
         self.num_heads = config.num_attention_heads
         self.norm = StreamLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        for name in self.projections:
-            features = self.num_heads * config.attention_head_size
-            setattr(self, name, nn.Linear(config.hidden_size, features, bias=False))
+        self.add_projections()
         self.output = HeadMerge(
             config.head_merge, self.num_heads, config.attention_head_size, config.hidden_size
         )
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        # Bytes per position that autograd keeps: the stream as it is read and stored, its
-        # normalisation, the mask of dropout, projections and output of the heads; and three int64
-        # numbers of the order, per head and round.
-        features = self.num_heads * config.attention_head_size
-        numbers = (3 + (config.hidden_dropout_prob > 0.0)) * config.hidden_size
-        self._saved = 4 * (numbers + (len(self.projections) + 1) * features)
-        self._saved += 24 * self.num_heads * config.num_hashes
 
-    def step(
-        self, *, inputs: tuple[Tensor, ...] = (), chunk_size: int = 0, **settings: Any
-    ) -> ReversibleStep:
-        """See :class:`SubLayer`."""
-        step = super().step(inputs=inputs, chunk_size=chunk_size, **settings)
-        return replace(
-            step,
-            saved=self._saved,
-            spared=self.output.multiplications,
-            results=self.size_of_results(),
-        )
+    def _projection(self) -> nn.Linear:
+        """A projection of the stream to all heads."""
+        features = self.num_heads * self.config.attention_head_size
+        return nn.Linear(self.config.hidden_size, features, bias=False)
 
-    def size_of_results(self) -> int:
-        """Bytes per position of what an operation of the sub-layer can remember."""
-        return 0
+    # ---- what a kind of attention defines ----
 
-    def residual(self, x: Tensor, context: ForwardContext, values: bool = True) -> Tensor:
-        """The residual ``[B, N, d]`` of a stream ``[B, N, d]``."""
-        normed = self.norm(x)
-        heads = [
-            split_heads(getattr(self, name)(normed), self.num_heads) for name in self.projections
-        ]
-        if context.attentions is not None:
-            weights = self.weights(context, *heads)
-            context.attentions.append(weights)
-            attended = torch.matmul(weights.to(heads[-1].dtype), heads[-1])
-            if context.cache is not None:
-                self.remember(context.cache, context, *heads)
-        elif context.cache is not None:
-            attended = self.attend_with_memory(context.cache, context, *heads)
-        else:
-            attended = self.attend(context, *heads)
-        residual: Tensor = self.dropout(self.output(attended, values))
-        return residual
+    def add_projections(self) -> None:
+        """Make the projections to heads."""
+        raise NotImplementedError
+
+    def project(self, normed: Tensor) -> tuple[Tensor, ...]:
+        """The projections ``[B, N, H * D]`` of ``[B, N, d]``, values last."""
+        raise NotImplementedError
 
     def attend(self, context: ForwardContext, *heads: Tensor) -> Tensor:
         """Attention output ``[B, H, N, D]`` from the projections ``[B, H, N, D]``."""
@@ -107,6 +73,61 @@ class SelfAttention(SubLayer):
     def remember(self, cache: ReformerCache, context: ForwardContext, *heads: Tensor) -> None:
         """Put the first tokens of a sequence into the memory."""
         raise NotImplementedError
+
+    # ---- as a sub-layer ----
+
+    @property
+    def last_module(self) -> nn.Module:
+        return self.output
+
+    def hidden(self, x: Tensor, *inputs: Tensor, context: ForwardContext | None) -> Residual:
+        """Attention output of all heads ``[B, H, N, D]``, and the weights if asked for."""
+        if context is None:
+            raise ValueError("`context` must be a ForwardContext, got None")
+        cache = context.cache
+        heads = tuple(split_heads(p, self.num_heads) for p in self.project(self.norm(x)))
+        if context.output_attentions:
+            weights = self.weights(context, *heads)
+            if cache is not None:
+                self.remember(cache, context, *heads)
+            return torch.matmul(weights.to(heads[-1].dtype), heads[-1]), weights
+        if cache is not None:
+            return self.attend_with_memory(cache, context, *heads), None
+        return self.attend(context, *heads), None
+
+    def footprint(self, shape: PassShape) -> Footprint:
+        """Bytes of a pass.
+
+        Autograd keeps the stream that is read, its normalisation (for every projection, where it is
+        cast), the projections, the output of the heads and the mask of dropout, and what the kind
+        of attention keeps. At work, besides, are the gradients of all these.
+        """
+        size, width, positions = self.config.hidden_size, shape.width, shape.positions
+        features = self.num_heads * self.config.attention_head_size
+        projections = sum(isinstance(m, nn.Linear) for m in self.children())
+        normed = 1 + (projections - 1) * shape.copies + (self.dropout.p > 0.0)
+        each = shape.stream_width * size + width * (normed * size + (projections + 1) * features)
+        saved = positions * (each + self._bytes_saved(shape))
+        working = width * (size + (projections + 1) * features) * positions
+        return Footprint(
+            saved=saved,
+            recomputed=saved,
+            working=working + self._bytes_at_work(shape),
+            last_product=positions * self.last_product(),
+            results=positions * self._bytes_of_results(shape),
+        )
+
+    def _bytes_saved(self, shape: PassShape) -> int:
+        """Bytes per position that this kind of attention keeps, beside projections and output."""
+        return 0
+
+    def _bytes_of_results(self, shape: PassShape) -> int:
+        """Bytes per position of the results that its operations keep of themselves."""
+        return 0
+
+    def _bytes_at_work(self, shape: PassShape) -> int:
+        """Bytes of what its backward pass forms beside gradients."""
+        return 0
 
     def _window(self, kind: str, context: ForwardContext, exclude_self: bool) -> AttentionWindow:
         """The window that the configuration describes for ``"lsh"`` or ``"local"``."""
@@ -132,3 +153,15 @@ class SelfAttention(SubLayer):
             dropout=dropout if self.training else 0.0,
             dropout_seed=context.dropout_seed + self.layer_index,
         )
+
+
+class QueryKeyValueAttention(SelfAttention):
+    """Self-attention with projections of its own for queries, keys and values."""
+
+    def add_projections(self) -> None:
+        self.query = self._projection()
+        self.key = self._projection()
+        self.value = self._projection()
+
+    def project(self, normed: Tensor) -> tuple[Tensor, ...]:
+        return self.query(normed), self.key(normed), self.value(normed)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from itertools import chain
 from typing import cast
 
 import torch
@@ -15,20 +15,18 @@ from reformer_hf.configuration_reformer import ReformerConfig, ReformerSeq2SeqCo
 from reformer_hf.layers.chunk_pattern import arrange_for_chunks
 from reformer_hf.layers.context import ForwardContext
 from reformer_hf.layers.feed_forward import FeedForward
+from reformer_hf.layers.footprint import Footprint, PassShape
 from reformer_hf.layers.full_attention import CrossAttention, FullSelfAttention
+from reformer_hf.layers.kept_activations import choose_kept, room_to_keep
 from reformer_hf.layers.local_self_attention import LocalSelfAttention
 from reformer_hf.layers.lsh_self_attention import LSHSelfAttention
 from reformer_hf.layers.norm import StreamLayerNorm
 from reformer_hf.layers.self_attention import MAX_LENGTH_WITH_ATTENTIONS, SelfAttention
-from reformer_hf.layers.sub_layer import raise_wrong_sharding
-from reformer_hf.ops.decoding_streams import DecodingStreams
-from reformer_hf.ops.reversible import Keep, ResidualStreams, ReversibleStep
+from reformer_hf.layers.sub_layer import SubLayer, SubLayerCall, raise_wrong_sharding
+from reformer_hf.ops.reversible import DecodingStreams, Keep, ResidualStreams, ReversibleStep
 
 # Bytes of a number of a stored stream, unless the model works in fp64.
 _STORED_BYTES = 4
-# What a forward pass may keep where gradients leave no room: as much as this many streams, whatever
-# the depth, but at most 256 MiB.
-_KEPT_STREAMS, _KEPT_BYTES = 8, 1 << 28
 # Up to this many tokens streams are kept in fp64, which is quicker for them.
 _FEW_TOKENS = 64
 
@@ -66,20 +64,21 @@ class ReformerLayer(nn.Module):
             inner_size = config.decoder_feed_forward_size or inner_size
         self.feed_forward = FeedForward(config, inner_size)
 
-    def calls(
-        self, context: ForwardContext, encoder_states: Tensor | None
-    ) -> Iterator[Callable[[Tensor], Tensor]]:
-        """The layer's residual sub-layers, in order, as plain functions."""
-        yield partial(self.attention, context=context)
+    def calls(self, context: ForwardContext, encoder_states: Tensor | None) -> list[SubLayerCall]:
+        """The layer's sub-layers in order, and what each is called with."""
+        calls = [SubLayerCall(self.attention, context)]
         if self.cross_attention is not None and encoder_states is not None:
-            cross = self.cross_attention
-            yield lambda x: cross(x, encoder_states, context=context)
-        yield self.feed_forward
+            calls.append(SubLayerCall(self.cross_attention, context, (encoder_states,)))
+        calls.append(SubLayerCall(self.feed_forward, context))
+        return calls
 
-    def steps(
-        self, context: ForwardContext, encoder_states: Tensor | None, chunk_size: int
-    ) -> list[ReversibleStep]:
-        """The layer's residual sub-layers, in order.
+    def sub_layers(self) -> list[SubLayer]:
+        """The layer's sub-layers in order."""
+        parts = (self.attention, self.cross_attention, self.feed_forward)
+        return [part for part in parts if part is not None]
+
+    def check_sharding(self) -> None:
+        """Make sure that weights will be there when a sub-layer is called.
 
         Raises:
             ValueError: weights were sharded in a way that does not work here.
@@ -88,11 +87,6 @@ class ReformerLayer(nn.Module):
             raise_wrong_sharding(type(self).__name__, "the layer itself is never called")
         if any(isinstance(part, FullyShardedDataParallel) for part in self.children()):
             raise_wrong_sharding("FullyShardedDataParallel", "that is FSDP1")
-        steps = [self.attention.step(context=context)]
-        if self.cross_attention is not None and encoder_states is not None:
-            steps.append(self.cross_attention.step(inputs=(encoder_states,), context=context))
-        steps.append(self.feed_forward.step(chunk_size=chunk_size))
-        return steps
 
 
 @dataclass(frozen=True)
@@ -139,49 +133,35 @@ class ReformerStack(nn.Module):
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Callable[..., Tensor] | None = None
 
-    def _choose_kept(self, steps: Sequence[ReversibleStep], x: Tensor) -> tuple[int, list[Keep]]:
-        """What of the steps is kept, so that the backward pass need not compute it again.
+    def footprints(self, shape: PassShape) -> list[Footprint]:
+        """Bytes of a pass, for every sub-layer in order."""
+        layers = cast("list[ReformerLayer]", self.layers)
+        return [part.footprint(shape) for layer in layers for part in layer.sub_layers()]
 
-        The last steps come first in the backward pass, when most gradients of parameters do not
-        exist yet. Up to as much memory as these will take, something can be kept for nothing: the
-        peak is no higher, and short inputs are hardly computed twice. Long inputs may keep a few
-        streams more than that, as many in deep stacks as in shallow ones. In the order of what they
-        save per byte: results that a step remembers; the stream before a step, with which not its
-        value is needed again but only its gradients, for which its last product is not; all
-        activations of the last steps.
-
-        Returns:
-            How many steps, from the first one on, are computed again, and what is kept of these.
-        """
-        free = sum(
-            p.numel() * p.element_size()
-            for p in self.parameters()
-            # With a hook, an optimizer may use up every gradient at once.
-            if p.requires_grad and p.grad is None and not p._post_accumulate_grad_hooks
+    def _choose_kept(
+        self, steps: list[ReversibleStep], x: Tensor, context: ForwardContext, source_length: int
+    ) -> list[Keep]:
+        """What of every step is kept, so that the backward pass need not compute it again."""
+        kind = x.device.type
+        narrow = torch.is_autocast_enabled(kind)
+        shape = PassShape(
+            batch=x.shape[0],
+            length=x.shape[1],
+            width=(torch.get_autocast_dtype(kind) if narrow else self.norm.weight.dtype).itemsize,
+            stream_width=max(x.element_size(), _STORED_BYTES),
+            num_hashes=context.num_hashes,
+            source_length=source_length,
+            device=kind,
         )
-        positions = x.shape[0] * x.shape[1]
-        stream = x.numel() * max(x.element_size(), _STORED_BYTES)
-        free = max(free, min(_KEPT_STREAMS * stream, _KEPT_BYTES))
-        keep, taken = [Keep()] * len(steps), [0] * len(steps)
-        here = [k for k, step in reversed([*enumerate(steps)]) if step.host is None]
-        for k in here:
-            size = steps[k].results * positions
-            if 0 < size <= free:
-                keep[k], taken[k] = Keep(results=True), size
-                free -= size
-        for k in sorted(here, key=lambda k: -steps[k].spared):
-            if steps[k].for_gradients is not None and steps[k].spared and stream <= free:
-                keep[k] = replace(keep[k], stream=True)
-                taken[k] += stream
-                free -= stream
-        count = len(steps)
-        while count:
-            last = steps[count - 1]
-            free -= last.saved * positions - taken[count - 1]
-            if free < 0 or last.saved == 0 or last.host is not None:
-                break
-            count -= 1
-        return count, keep[:count]
+        footprints: list[Footprint | None] = [
+            # A host's weights come and go; a product that has to be formed spares nothing.
+            None if step.host is not None
+            else own if step.without_values is not None
+            else replace(own, last_product=0)
+            for step, own in zip(steps, self.footprints(shape), strict=True)
+        ]  # fmt: skip
+        stream = x.numel() * shape.stream_width
+        return choose_kept(footprints, room_to_keep(self.parameters(), stream), stream)
 
     def _merge(self, first: Tensor, second: Tensor) -> Tensor:
         if self.config.stream_merge == "concat":
@@ -193,6 +173,10 @@ class ReformerStack(nn.Module):
         if self.config.stream_merge == "concat":
             return self._merge(streams.start, streams.start)
         return streams.start
+
+    def _normalize(self, merged: Tensor) -> Tensor:
+        last: Tensor = self.dropout(self.norm(merged))
+        return last
 
     def forward(
         self,
@@ -212,89 +196,98 @@ class ReformerStack(nn.Module):
             output_attentions: also return attention weights (dense, so for short inputs only).
 
         Raises:
-            ValueError: attention weights asked for above ``MAX_LENGTH_WITH_ATTENTIONS`` tokens.
+            ValueError: attention weights asked for above ``MAX_LENGTH_WITH_ATTENTIONS`` tokens, or
+                with tokens in a cache.
         """
-        config = self.config
+        config, cache, length = self.config, context.cache, x.shape[1]
         if output_attentions:
-            if x.shape[1] > MAX_LENGTH_WITH_ATTENTIONS:
-                raise ValueError(
-                    "`output_attentions=True` forms N x N matrices and needs at most "
-                    f"{MAX_LENGTH_WITH_ATTENTIONS} tokens, got {x.shape[1]}"
-                )
-            if context.cache is not None and not context.cache.timeline.empty:
-                raise ValueError(
-                    "`output_attentions=True` needs the whole sequence, got `past_key_values` with "
-                    f"{context.cache.get_seq_length()} tokens"
-                )
-            cross: list[Tensor] | None = [] if encoder_states is not None else None
-            context = replace(context, attentions=[], cross_attentions=cross)
-        length = x.shape[1]
-        whole = context.cache is None or context.cache.timeline.empty
-        if config.attention_pattern == "chunk" and whole:
+            _check_weights_can_be_returned(x, context)
+            context = replace(context, output_attentions=True)
+        if config.attention_pattern == "chunk" and (cache is None or cache.timeline.empty):
             x, context = arrange_for_chunks(x, context, config, self.kinds)
-        if context.cache is not None:
-            few = x.shape[1] <= _FEW_TOKENS and not torch.is_grad_enabled()
-            few = few and x.shape[1] == length
-            if few and not output_hidden_states:
-                return self._decode(x, context, encoder_states)
-        # What a step puts into a memory must not be put there again by a recomputation.
-        recompute = not output_attentions and context.cache is None
-        checkpointing = self.gradient_checkpointing and self.training and recompute
+        layers = cast("list[ReformerLayer]", self.layers)
+        calls = [layer.calls(context, encoder_states) for layer in layers]
+        if cache is not None and not output_hidden_states and not output_attentions:
+            few = x.shape[1] <= _FEW_TOKENS and x.shape[1] == length
+            if few and not torch.is_grad_enabled():
+                return StackOutput(self._normalize(self._decode(x, calls)), None, None, None)
+
+        # What a step puts into a cache must not be put there again by a recomputation, and weights
+        # that are returned must stay connected to what was computed from them.
+        once = output_attentions or cache is not None
+        checkpointing = self.gradient_checkpointing and self.training and not once
         streams = ResidualStreams(
             x,
-            # Weights that are returned must stay connected to what was computed from them.
-            reversible=config.reversible and recompute,
-            grid=config.residual_grid if config.exact_reversible else None,
+            reversible=config.reversible and not once,
+            grid=self._grid,
             checkpoint=self._gradient_checkpointing_func if checkpointing else None,
         )
-        steps = [
-            layer.steps(context, encoder_states, config.chunk_size_feed_forward)
-            for layer in cast("list[ReformerLayer]", self.layers)
-        ]
-        recomputed, kept = self._choose_kept([s for layer in steps for s in layer], x)
+        for layer in layers:
+            layer.check_sharding()
+        weights: dict[type[SubLayer], list[Tensor]] = {SelfAttention: [], CrossAttention: []}
+        if output_attentions:
+            steps = [[_noting(call, weights) for call in layer] for layer in calls]
+        else:
+            steps = [[call.step(x) for call in layer] for layer in calls]
+        kept = [Keep()] * sum(map(len, steps))
+        if streams.recomputing:
+            source = 0 if encoder_states is None else encoder_states.shape[1]
+            kept = self._choose_kept([*chain(*steps)], x, context, source)
+        coming = iter(kept)
         states: list[Tensor] = []
-        index = 0
-        for layer in steps:
+        for layer_steps in steps:
             if output_hidden_states:
                 states.append(self._merge(*streams.read()) if states else self._start(streams))
-            for step in layer:
-                if index == recomputed:
-                    streams.keep_activations()
-                streams.add(step, kept[index] if index < recomputed else Keep())
-                index += 1
+            for step in layer_steps:
+                streams.add(step, next(coming))
         merged = self._merge(*streams.read())
         if self.training:
             streams.check_range()
-        last: Tensor = self.dropout(self.norm(merged))
-        states.append(last)
-        attentions, crosses = context.attentions, context.cross_attentions
-        if x.shape[1] > length:
-            # Only the chunk pattern adds positions.
-            last, states = last[:, :length], [s[:, :length] for s in states]
-            attentions = attentions and [a[..., :length, :length] for a in attentions]
-            crosses = crosses and [a[..., :length, :] for a in crosses]
+        states.append(self._normalize(merged))
+        # Only the chunk pattern adds positions.
+        states = [s[:, :length] for s in states]
+        own = [w[..., :length, :length] for w in weights[SelfAttention]]
+        cross = [w[..., :length, :] for w in weights[CrossAttention]]
         return StackOutput(
-            last_hidden_state=last,
+            last_hidden_state=states[-1],
             hidden_states=tuple(states) if output_hidden_states else None,
-            attentions=None if attentions is None else tuple(attentions),
-            cross_attentions=None if crosses is None else tuple(crosses),
+            attentions=tuple(own) if output_attentions else None,
+            cross_attentions=tuple(cross) if cross else None,
         )
 
-    def _decode(
-        self, x: Tensor, context: ForwardContext, encoder_states: Tensor | None
-    ) -> StackOutput:
-        """The same for a few new tokens of a sequence in memory, without gradients."""
-        config = self.config
-        grid = config.residual_grid if config.exact_reversible else None
-        streams = DecodingStreams(x, grid)
-        for layer in cast("list[ReformerLayer]", self.layers):
-            for call in layer.calls(context, encoder_states):
-                streams.add(call)
-        last: Tensor = self.dropout(self.norm(self._merge(*streams.read())))
-        attentions, crosses = context.attentions, context.cross_attentions
-        return StackOutput(
-            last_hidden_state=last,
-            hidden_states=None,
-            attentions=None if attentions is None else tuple(attentions),
-            cross_attentions=None if crosses is None else tuple(crosses),
+    @property
+    def _grid(self) -> float | None:
+        return self.config.residual_grid if self.config.exact_reversible else None
+
+    def _decode(self, x: Tensor, calls: list[list[SubLayerCall]]) -> Tensor:
+        """The merged streams of a few new tokens of a sequence in a cache, without gradients."""
+        streams = DecodingStreams(x, self._grid)
+        for call in chain(*calls):
+            streams.add(call.residual)
+        return self._merge(*streams.read())
+
+
+def _check_weights_can_be_returned(x: Tensor, context: ForwardContext) -> None:
+    if x.shape[1] > MAX_LENGTH_WITH_ATTENTIONS:
+        raise ValueError(
+            "`output_attentions=True` forms N x N matrices and needs at most "
+            f"{MAX_LENGTH_WITH_ATTENTIONS} tokens, got {x.shape[1]}"
         )
+    if context.cache is not None and not context.cache.timeline.empty:
+        raise ValueError(
+            "`output_attentions=True` needs the whole sequence, got `past_key_values` with "
+            f"{context.cache.get_seq_length()} tokens"
+        )
+
+
+def _noting(call: SubLayerCall, weights: dict[type[SubLayer], list[Tensor]]) -> ReversibleStep:
+    """A step on the plain path that notes attention weights by the kind of sub-layer."""
+
+    def function(x: Tensor) -> Tensor:
+        residual, own = call(x)
+        for kind, found in weights.items():
+            if own is not None and isinstance(call.module, kind):
+                found.append(own)
+        return residual
+
+    return ReversibleStep(function, ())

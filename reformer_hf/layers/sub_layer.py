@@ -1,62 +1,145 @@
-"""A residual sub-layer: a module, and the step of the reversible engine that calls it."""
+"""A residual sub-layer: a module, and the step of the reversible engine that calls it.
+
+A sub-layer ends with a matrix product. Where the stream before it was kept, its backward pass needs
+the gradients of the residual but not its values, and can leave that product out: everything about
+that is here.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from reformer_hf.layers.context import ForwardContext
+from reformer_hf.layers.footprint import Footprint, PassShape
 from reformer_hf.ops.reversible import ReversibleStep, Take
+
+# A residual ``[B, N, d]``, and attention weights if they were asked for.
+Residual = tuple[Tensor, Tensor | None]
 
 
 class SubLayer(nn.Module):
-    """Base of the sub-layers: subclasses compute ``residual(x, ...)``.
+    """Base of the sub-layers: ``residual = dropout(outer(inner(x)))``.
 
-    Calling the module computes the residual. Under FSDP2 (``fully_shard``) the weights are whole
-    only while the module is called, so there the engine's step is taken within such a call.
+    Subclasses compute :meth:`hidden`, which stands for ``inner``, and name the module that stands
+    for ``outer``: an ``nn.Linear``, or an ``nn.Sequential`` that ends with one.
+
+    Under FSDP2 (``fully_shard``) the weights are whole only while the module is called, so there
+    the engine's step is taken within such a call.
     """
 
-    def residual(self, x: Tensor, *inputs: Any, **settings: Any) -> Tensor:
-        """What the sub-layer adds ``[B, N, d]`` to one stream, from the other ``[B, N, d]``.
+    dropout: nn.Dropout
 
-        One of the settings is ``values``; where it is false, only the gradients of the result
-        matter, not its values (see :func:`~reformer_hf.layers.projection.project`).
-        """
+    def hidden(self, x: Tensor, *inputs: Tensor, context: ForwardContext | None) -> Residual:
+        """What the last module reads, from a stream ``[B, N, d]``; and attention weights."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, *inputs: Any, take: Take | None = None, **settings: Any) -> Tensor:
-        """The residual; with ``take`` (see there), ``x`` is a token and the step is taken now."""
+    @property
+    def last_module(self) -> nn.Module:
+        """The module that projects what is hidden to the stream's width."""
+        raise NotImplementedError
+
+    def footprint(self, shape: PassShape) -> Footprint:
+        """Bytes of a pass."""
+        raise NotImplementedError
+
+    def chunk_size(self, x: Tensor) -> int:
+        """Positions of ``x`` ``[B, N, d]`` that are computed together; 0: all of them."""
+        del x
+        return 0
+
+    def forward(
+        self,
+        x: Tensor,
+        *inputs: Tensor,
+        context: ForwardContext | None = None,
+        take: Take | None = None,
+    ) -> Residual:
+        """What the sub-layer adds to one stream, from the other.
+
+        Args:
+            x: ``[B, N, d]``, the stream that is read; with ``take``, a token.
+            *inputs: tensors that the residual depends on besides, and that may need gradients.
+            context: settings of the forward pass.
+            take: the step of the reversible engine is taken now, within this call.
+
+        Returns:
+            The residual ``[B, N, d]``, and attention weights if ``context`` asks for them.
+        """
         if take is not None:
-            return take(x, partial(self.residual, **settings), tuple(self.parameters()))
-        return self.residual(x, *inputs, **settings)
+            function = partial(self._residual, context=context)
+            return take(x, function, tuple(self.parameters())), None
+        hidden, weights = self.hidden(x, *inputs, context=context)
+        return self.dropout(self.last_module(hidden)), weights
+
+    def _residual(self, x: Tensor, *inputs: Tensor, context: ForwardContext | None) -> Tensor:
+        """The residual alone, without calling the module."""
+        return SubLayer.forward(self, x, *inputs, context=context)[0]
+
+    # ---- without the last product ----
+
+    def can_leave_out_product(self) -> bool:
+        """Whether the sub-layer ends with one plain product, and nobody looks at its modules."""
+        last = self._last_modules()[-1]
+        if type(last) is not nn.Linear:
+            return False  # an adapter, or quantized weights
+        return not any(
+            m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in self.modules()
+        )
+
+    def last_product(self) -> int:
+        """Multiplications per position of the product that ends the sub-layer; 0: none is plain."""
+        last = self._last_modules()[-1]
+        return last.in_features * last.out_features if isinstance(last, nn.Linear) else 0
+
+    def _last_modules(self) -> list[nn.Module]:
+        last = self.last_module
+        return list(last) if isinstance(last, nn.Sequential) else [last]
+
+    def _without_values(self, x: Tensor, *inputs: Tensor, context: ForwardContext | None) -> Tensor:
+        """A tensor with the gradients of the residual, and without its values."""
+        hidden, _ = self.hidden(x, *inputs, context=context)
+        *before, last = self._last_modules()
+        for module in before:
+            hidden = module(hidden)
+        zeros: Tensor = self.dropout(product_without_values(cast("nn.Linear", last), hidden))
+        return zeros
+
+    # ---- as a step of the engine ----
 
     def step(
-        self, *, inputs: tuple[Tensor, ...] = (), chunk_size: int = 0, **settings: Any
+        self, x: Tensor, context: ForwardContext | None = None, inputs: tuple[Tensor, ...] = ()
     ) -> ReversibleStep:
         """The sub-layer as a step of the engine.
 
         Args:
-            inputs: tensors that the residual takes besides ``x`` and that may need gradients.
-            chunk_size: if positive, call it on slices of that many positions.
-            **settings: what else the residual takes.
-
+            x: ``[B, N, d]``, the embeddings that the streams start as.
+            context: settings of the forward pass.
+            inputs: tensors that the residual takes besides a stream and that may need gradients.
         """
-        function = partial(self, **settings)
-        parameters = tuple(self.parameters())
+
+        def function(x: Tensor, *inputs: Tensor) -> Tensor:
+            residual: Tensor = self(x, *inputs, context=context)[0]
+            return residual
+
+        parameters, chunk_size = tuple(self.parameters()), self.chunk_size(x)
         sharded = any(isinstance(part, FSDPModule) for part in self.modules())
         if not sharded and not any(map(_is_zero3, parameters)):
-            # Whoever looks at what modules return shall see values.
-            watched = any(m._forward_hooks or m._forward_pre_hooks for m in self.modules())
-            for_gradients = None if watched else partial(self, **settings, values=False)
+            without_values = None
+            if self.can_leave_out_product():
+                without_values = partial(self._without_values, context=context)
             return ReversibleStep(
-                function, parameters, inputs, chunk_size, for_gradients=for_gradients
+                function, parameters, inputs, chunk_size, without_values=without_values
             )
 
         def host(token: Tensor, take: Take) -> None:
             self._check_sharding()
-            function(token, take=take)
+            self(token, context=context, take=take)
 
         return ReversibleStep(function, (), inputs, chunk_size, host)
 
@@ -73,6 +156,73 @@ class SubLayer(nn.Module):
             )
         if any(isinstance(part, FSDPModule) for part in self.modules() if part is not self):
             raise_wrong_sharding(type(self).__name__, "so are modules inside it")
+
+
+@dataclass(frozen=True)
+class SubLayerCall:
+    """A sub-layer, and what it is called with in one forward pass.
+
+    Attributes:
+        module: the sub-layer.
+        context: settings of the pass.
+        inputs: tensors that the residual depends on besides the stream.
+    """
+
+    module: SubLayer
+    context: ForwardContext
+    inputs: tuple[Tensor, ...] = ()
+
+    def __call__(self, x: Tensor) -> Residual:
+        """The residual and attention weights, by plain autograd."""
+        found: Residual = self.module(x, *self.inputs, context=self.context)
+        return found
+
+    def residual(self, x: Tensor) -> Tensor:
+        """The residual alone."""
+        return self(x)[0]
+
+    def step(self, x: Tensor) -> ReversibleStep:
+        """The same as a step of the engine, on streams that start as ``x``."""
+        return self.module.step(x, self.context, self.inputs)
+
+
+class _LinearGradients(torch.autograd.Function):
+    """``x W^T + b`` for the backward pass: zeros of its shape, and its gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        return x.new_zeros((*x.shape[:-1], weight.shape[0]))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        need_x, need_weight, need_bias = ctx.needs_input_grad
+        rows = grad.flatten(0, -2)
+        grad_weight = rows.t().mm(x.flatten(0, -2)) if need_weight else None
+        grad_bias = rows.sum(dim=0) if ctx.has_bias and need_bias else None
+        return rows.mm(weight).view(x.shape) if need_x else None, grad_weight, grad_bias
+
+
+def product_without_values(linear: nn.Linear, x: Tensor) -> Tensor:
+    """Zeros in the place of ``linear(x)``, with its shape, its dtype and its gradients.
+
+    Args:
+        linear: ``[.., i] -> [.., o]``.
+        x: ``[.., i]``.
+
+    Returns:
+        ``[.., o]``.
+    """
+    operands: list[Tensor | None] = [x, linear.weight, linear.bias]
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        operands = [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in operands]
+    zeros: Tensor = _LinearGradients.apply(*operands)
+    return zeros
 
 
 def _is_zero3(parameter: Tensor) -> bool:

@@ -10,9 +10,9 @@ from torch import Tensor
 from reformer_hf.ops.attention_window import SELF_SCORE, AttentionWindow
 from reformer_hf.ops.hash_operator import hash_in_graph
 from reformer_hf.ops.hashing import HashSettings
+from reformer_hf.ops.kept_results import keep_results
 from reformer_hf.ops.original_rounding import lonely_mass
 from reformer_hf.ops.padding import Padding
-from reformer_hf.ops.recall import remember
 from reformer_hf.ops.row_hashing import RowHasher, buckets_for_length, factors_of_rows
 from reformer_hf.ops.sorting import BucketOrder, padding_order, sort_by_bucket
 from reformer_hf.ops.windowed_attention import WindowedAttentionCall, windowed_attention
@@ -75,7 +75,7 @@ def _order(
             order = None if window.pattern == "chunk" else padding_order(padding)
         return () if order is None else (order.order, order.rank, order.bucket)
 
-    found = remember(sort, narrow=True)
+    found = keep_results(sort, narrow=True)
     return BucketOrder(*found) if found else None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -78,19 +80,18 @@ def test_cross_attention_is_softmax_over_the_real_source(stream_merge: str, name
     query = split_heads(layer.query(layer.norm(x)), 3)
     key, value = split_heads(layer.key(states), 3), split_heads(layer.value(states), 3)
     expected = layer.output(formula(query, key, value, real[:, None, None, :]))
-    assert torch.allclose(layer(x, states, context), expected, atol=1e-6)
+    assert torch.allclose(layer(x, states, context=context)[0], expected, atol=1e-6)
 
 
 def test_cross_attention_weights_give_the_same_output() -> None:
     layer = cross()
     x, states, real = torch.randn(3, 9, 24), torch.randn(3, 20, 24), masks()["holes"]
     plain = ForwardContext(None, hash_seed=1, dropout_seed=0, encoder_real=real)
-    asked = ForwardContext(
-        None, hash_seed=1, dropout_seed=0, encoder_real=real, cross_attentions=[]
-    )
-    assert torch.allclose(layer(x, states, asked), layer(x, states, plain), atol=1e-6)
-    assert asked.cross_attentions is not None
-    [weights] = asked.cross_attentions
+    out, weights = layer(x, states, context=replace(plain, output_attentions=True))
+    expected, nothing = layer(x, states, context=plain)
+    assert torch.allclose(out, expected, atol=1e-6)
+    assert nothing is None
+    assert weights is not None
     assert weights.shape == (3, 3, 9, 20)
     assert not weights.masked_select(~real[:, None, None, :]).any()
 
@@ -100,7 +101,9 @@ def test_cross_attention_to_a_source_of_padding_is_finite() -> None:
     context = ForwardContext(
         None, hash_seed=1, dropout_seed=0, encoder_real=torch.zeros(2, 20, dtype=torch.bool)
     )
-    assert torch.isfinite(layer(torch.randn(2, 9, 24), torch.randn(2, 20, 24), context)).all()
+    assert torch.isfinite(
+        layer(torch.randn(2, 9, 24), torch.randn(2, 20, 24), context=context)[0]
+    ).all()
 
 
 def test_cross_attention_computes_keys_and_values_of_a_source_once() -> None:
@@ -109,9 +112,9 @@ def test_cross_attention_computes_keys_and_values_of_a_source_once() -> None:
     x = torch.randn(3, 9, 24)
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
     context = ForwardContext(None, hash_seed=1, dropout_seed=0, cross_cache=cache)
-    first = layer(x, states, context)
+    first = layer(x, states, context=context)[0]
     assert cache.is_updated == {0: True}
-    assert torch.equal(layer(x, other, context), first)
+    assert torch.equal(layer(x, other, context=context)[0], first)
     plain = ForwardContext(None, hash_seed=1, dropout_seed=0)
-    assert torch.equal(layer(x, states, plain), first)
-    assert not torch.equal(layer(x, other, plain), first)
+    assert torch.equal(layer(x, states, context=plain)[0], first)
+    assert not torch.equal(layer(x, other, context=plain)[0], first)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import pytest
@@ -10,14 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from reformer_hf import ReformerConfig, ReformerForCausalLM
-from reformer_hf.layers import stack as stack_module
+from reformer_hf import ReformerConfig, ReformerForCausalLM, ReformerSeq2SeqConfig
+from reformer_hf.layers import kept_activations, stack
 from reformer_hf.layers.context import ForwardContext
 from reformer_hf.layers.feed_forward import FeedForward
+from reformer_hf.layers.footprint import Footprint, PassShape
+from reformer_hf.layers.kept_activations import choose_kept, room_to_keep, size_of_kept
 from reformer_hf.layers.self_attention import SelfAttention
-from reformer_hf.layers.stack import ReformerStack
-from reformer_hf.ops.recall import Recall
-from reformer_hf.ops.reversible import Keep, ReversibleStep
+from reformer_hf.layers.stack import ReformerLayer, ReformerStack
+from reformer_hf.ops.kept_results import KeptResults
+from reformer_hf.ops.reversible import Keep
 from reformer_hf.ops.windowed_attention import operators
 from reformer_hf.ops.windowed_attention.call import WindowedAttentionCall
 
@@ -45,7 +48,7 @@ def model() -> ReformerForCausalLM:
 @pytest.fixture
 def no_more_than_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is kept for which there will be no gradients."""
-    monkeypatch.setattr(stack_module, "_KEPT_STREAMS", 0)
+    monkeypatch.setattr(kept_activations, "_STREAMS", 0)
 
 
 def count_calls(model: ReformerForCausalLM) -> list[str]:
@@ -83,9 +86,7 @@ def test_the_gradients_are_the_same(
     length: int, model: ReformerForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = train(model, length)
-    monkeypatch.setattr(
-        ReformerStack, "_choose_kept", lambda self, steps, x: (len(steps), [Keep()] * len(steps))
-    )
+    monkeypatch.setattr(stack, "choose_kept", lambda steps, *_: [Keep()] * len(steps))
     recomputed = train(model, length)
     assert kept.keys() == recomputed.keys()
     for name, grad in kept.items():
@@ -93,37 +94,34 @@ def test_the_gradients_are_the_same(
 
 
 @pytest.fixture
-def choices(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[Keep]]]:
+def choices(monkeypatch: pytest.MonkeyPatch) -> list[list[Keep]]:
     """What stacks choose to keep, added to as they do."""
-    made: list[tuple[int, list[Keep]]] = []
-    choose = ReformerStack._choose_kept
+    made: list[list[Keep]] = []
 
-    def noting(
-        self: ReformerStack, steps: list[ReversibleStep], x: Tensor
-    ) -> tuple[int, list[Keep]]:
-        made.append(choose(self, steps, x))
+    def noting(footprints: Sequence[Footprint | None], room: int, stream: int) -> list[Keep]:
+        made.append(choose_kept(footprints, room, stream))
         return made[-1]
 
-    monkeypatch.setattr(ReformerStack, "_choose_kept", noting)
+    monkeypatch.setattr(stack, "choose_kept", noting)
     return made
 
 
 @pytest.mark.usefixtures("no_more_than_gradients")
 def test_results_go_first_and_streams_of_the_costliest_products_before_others(
-    model: ReformerForCausalLM, choices: list[tuple[int, list[Keep]]]
+    model: ReformerForCausalLM, choices: list[list[Keep]]
 ) -> None:
-    for length in (100, 300, 500, 1200, 4000):
+    for length in (150, 300, 500, 1200, 4000):
         model(torch.zeros(1, length, dtype=torch.int64))
-    assert [recomputed for recomputed, _ in choices] == [6] * 5
-    # The feed-forward layers are the odd ones; full attention (4) remembers nothing.
-    assert [[k for k, keep in enumerate(kept) if keep.results] for _, kept in choices] == [
+    assert not any(keep.activations for kept in choices for keep in kept)
+    # The feed-forward layers are the odd ones; full attention (4) keeps no results.
+    assert [[k for k, keep in enumerate(kept) if keep.results] for kept in choices] == [
         [0, 2],
         [0, 2],
         [0, 2],
         [2],
         [],
     ]
-    assert [[k for k, keep in enumerate(kept) if keep.stream] for _, kept in choices] == [
+    assert [[k for k, keep in enumerate(kept) if keep.stream] for kept in choices] == [
         [0, 1, 2, 3, 4, 5],
         [1, 2, 3, 4, 5],
         [3, 5],
@@ -132,58 +130,130 @@ def test_results_go_first_and_streams_of_the_costliest_products_before_others(
     ]
 
 
-@given(
-    sizes=st.lists(
-        st.tuples(st.integers(0, 3), st.integers(0, 2), st.integers(0, 8)), min_size=1, max_size=12
-    ),
-    length=st.one_of(st.integers(1, 300), st.sampled_from([3 << 20, 4 << 20, 5 << 20])),
-)
-def test_no_more_is_kept_than_the_gradients_will_take_or_a_few_streams(
-    sizes: list[tuple[int, int, int]], length: int
+def test_nothing_is_chosen_where_nothing_is_recomputed(
+    model: ReformerForCausalLM, choices: list[list[Keep]]
 ) -> None:
-    config = ReformerConfig(
-        vocab_size=30, hidden_size=16, num_attention_heads=2, attention_head_size=8,
-        feed_forward_size=16, attn_layers=["local"],
-    )  # fmt: skip
-    stack = ReformerStack(config, ["local"], causal=True)
-    gradients = sum(4 * p.numel() for p in stack.parameters())
-    room = max(gradients, min(8 * 64 * length, 256 << 20))
-    steps = [
+    ids = torch.zeros(1, 8, dtype=torch.int64)
+    with torch.no_grad():
+        model(ids)
+    model(ids, output_attentions=True)
+    model.config.reversible = False
+    model(ids)
+    assert choices == []
+
+
+FOOTPRINTS = st.builds(
+    lambda product, results, other: Footprint(
         # All that autograd keeps includes the results and the stream.
-        ReversibleStep(
-            *(torch.tanh, ()),
-            for_gradients=torch.tanh,
-            spared=a,
-            results=64 * b,
-            saved=64 * (b + c + 1),
-        )
-        for a, b, c in sizes
-    ]
-    recomputed, kept = stack._choose_kept(steps, torch.empty(1, length, 16, device="meta"))
-    assert len(kept) == recomputed
-    taken = sum(step.saved for step in steps[recomputed:])
-    for step, keep in zip(steps, kept, strict=False):
-        assert step.spared or not keep.stream
-        assert step.results or not keep.results
-        taken += 64 * keep.stream + step.results * keep.results
-    assert taken * length <= room
-    # What is left over is less than another step would take.
-    left = room - taken * length
-    for step, keep in zip(steps, kept, strict=False):
-        assert keep.results or not 0 < step.results * length <= left
-        assert keep.stream or not step.spared or 64 * length > left
+        saved=64 * (results + other + 1),
+        recomputed=0,
+        working=0,
+        last_product=product,
+        results=64 * results,
+    ),
+    st.integers(0, 3),
+    st.integers(0, 2),
+    st.integers(0, 8),
+)
 
 
+@given(
+    footprints=st.lists(st.none() | FOOTPRINTS, min_size=1, max_size=12),
+    room=st.integers(0, 5000),
+)
+def test_no_more_is_kept_than_there_is_room_for_and_nothing_more_would_fit(
+    footprints: list[Footprint | None], room: int
+) -> None:
+    kept = choose_kept(footprints, room, 64)
+    assert len(kept) == len(footprints)
+    left = room - size_of_kept(footprints, kept, 64)
+    assert left >= 0
+    # Activations are kept of the last steps only.
+    whole = [keep.activations for keep in kept]
+    assert whole == sorted(whole)
+    for own, keep in zip(footprints, kept, strict=True):
+        if own is None:
+            assert keep == Keep()
+        elif not keep.activations:
+            assert keep.results or not 0 < own.results <= left
+            assert keep.stream or not own.last_product or left < 64
+
+
+@given(length=st.integers(1, 300) | st.sampled_from([3 << 20, 4 << 20, 5 << 20]))
+def test_there_is_room_for_gradients_or_a_few_streams_of_at_most_256_mib(length: int) -> None:
+    linear = torch.nn.Linear(16, 16)
+    assert room_to_keep(linear.parameters(), 64 * length) == max(
+        4 * (16 * 16 + 16), min(8 * 64 * length, 256 << 20)
+    )
+
+
+@pytest.mark.parametrize("narrow", [False, True], ids=["fp32", "bf16-autocast"])
 @pytest.mark.parametrize("kind", ["lsh", "local", "full"])
-def test_steps_know_the_size_of_what_they_remember(kind: str, model: ReformerForCausalLM) -> None:
-    layer = model.reformer.stack.layers[LAYERS.index(kind)]
-    (attention, _) = layer.steps(ForwardContext(None, 0, 0), None, 0)
-    recall = Recall()
-    with torch.no_grad(), recall.record() as noted:
-        attention.function(torch.randn(2, 300, 64))
-    size = sum(x.nbytes for x in noted)
-    # Where no token meets itself twice there is one sum less.
-    assert 0.95 * attention.results * 2 * 300 <= size <= attention.results * 2 * 300
+def test_footprints_have_the_size_of_the_results_that_operations_keep(
+    kind: str, narrow: bool, model: ReformerForCausalLM
+) -> None:
+    attention = model.reformer.stack.layers[LAYERS.index(kind)].attention
+    shape = PassShape(batch=2, length=300, width=2 if narrow else 4)
+    results = KeptResults()
+    with (
+        torch.no_grad(),
+        results.record() as kept,
+        torch.autocast("cpu", torch.bfloat16, enabled=narrow),
+    ):
+        attention(torch.randn(2, 300, 64), context=ForwardContext(None, 0, 0))
+    assert sum(x.nbytes for x in kept) == attention.footprint(shape).results
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("narrow", [False, True], ids=["fp32", "bf16-autocast"])
+@pytest.mark.parametrize("part", [*LAYERS, "cross", "feed-forward"])
+def test_footprints_have_the_size_of_what_autograd_keeps(
+    part: str, narrow: bool, dropout: float
+) -> None:
+    config = ReformerSeq2SeqConfig(
+        vocab_size=30, hidden_size=64, num_attention_heads=2, attention_head_size=32,
+        feed_forward_size=256, attn_layers=LAYERS, decoder_attn_layers=["full"],
+        lsh_attn_chunk_length=8, hidden_dropout_prob=dropout,
+    )  # fmt: skip
+    layers = {kind: ReformerLayer(config, kind, 0, True, True) for kind in LAYERS}
+    modules = {kind: layer.attention for kind, layer in layers.items()}
+    modules |= {
+        "cross": layers["full"].cross_attention,
+        "feed-forward": layers["full"].feed_forward,
+    }
+    module = modules[part]
+    weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
+    x = torch.randn(2, 500, 64, requires_grad=True)
+    # Of a leaf, autocast would cache one copy for all readers.
+    source = 1.0 * torch.randn(2, 300, 64, requires_grad=True)
+    context = ForwardContext(None, 0, 0)
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=narrow),
+    ):
+        out, _ = module(x, *[source] * (part == "cross"), context=context)
+    shared = {t.untyped_storage().data_ptr() for t in (source, *weights_cast(kept, module, narrow))}
+    found = sum(
+        tensor.untyped_storage().nbytes()
+        for pointer, tensor in kept.items()
+        if pointer not in weights | shared
+    )
+    assert out.requires_grad
+    shape = PassShape(2, 500, 2 if narrow else 4, source_length=300)
+    assert module.footprint(shape).saved == pytest.approx(found, rel=0.03)
+
+
+def weights_cast(kept: dict[int, Tensor], module: torch.nn.Module, narrow: bool) -> list[Tensor]:
+    """Copies of weights that autocast made: of their shapes, and narrow."""
+    shapes = {tuple(p.shape) for p in module.parameters()}
+    shapes |= {tuple(p.t().shape) for p in module.parameters()}
+    return [t for t in kept.values() if narrow and tuple(t.shape) in shapes and t.itemsize == 2]
 
 
 def test_long_inputs_keep_as_much_in_deep_stacks_as_in_shallow_ones() -> None:
@@ -193,19 +263,21 @@ def test_long_inputs_keep_as_much_in_deep_stacks_as_in_shallow_ones() -> None:
             vocab_size=30, hidden_size=16, num_attention_heads=2, attention_head_size=8,
             feed_forward_size=16, attn_layers=["local"] * depth,
         )  # fmt: skip
-        stack = ReformerStack(config, config.attn_layers, causal=True)
-        steps = [
-            s for layer in stack.layers for s in layer.steps(ForwardContext(None, 0, 0), None, 0)
-        ]
-        recomputed, keeps = stack._choose_kept(steps, torch.empty(1, 1 << 16, 16, device="meta"))
-        assert recomputed == len(steps) == 2 * depth
-        results = sum(s.results for s, k in zip(steps, keeps, strict=True) if k.results)
-        kept.append((results, sum(k.stream for k in keeps)))
+        deep = ReformerStack(config, config.attn_layers, causal=True)
+        shape = PassShape(1, 1 << 16)
+        footprints, stream = deep.footprints(shape), 64 << 16
+        keep = choose_kept(footprints, room_to_keep(deep.parameters(), stream), stream)
+        assert not any(k.activations for k in keep)
+        kept.append((sum(k.results for k in keep), sum(k.stream for k in keep)))
     assert kept[0] == kept[1] == kept[2] > (0, 0)
 
 
 @pytest.mark.parametrize("pattern", ["window", "chunk"])
-@pytest.mark.parametrize("keep", [Keep(results=True), Keep(stream=True), Keep(True, True)])
+@pytest.mark.parametrize(
+    "keep",
+    [Keep(results=True), Keep(stream=True), Keep(True, True), Keep(activations=True)],
+    ids=["results", "stream", "both", "activations"],
+)
 def test_what_is_kept_changes_no_gradient(
     keep: Keep, pattern: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,13 +292,7 @@ def test_what_is_kept_changes_no_gradient(
     model = ReformerForCausalLM(config)
     found = []
     for kept in (Keep(), keep):
-
-        def choose(
-            self: ReformerStack, steps: list[ReversibleStep], x: Tensor, kept: Keep = kept
-        ) -> tuple[int, list[Keep]]:
-            return len(steps), [kept] * len(steps)
-
-        monkeypatch.setattr(ReformerStack, "_choose_kept", choose)
+        monkeypatch.setattr(stack, "choose_kept", lambda steps, *_, kept=kept: [kept] * len(steps))
         torch.manual_seed(1)
         ids = torch.randint(0, 30, (2, 64))
         mask = torch.ones_like(ids)
@@ -241,7 +307,7 @@ def test_what_is_kept_changes_no_gradient(
 
 
 @pytest.mark.usefixtures("no_more_than_gradients")
-def test_what_is_remembered_is_not_computed_again(
+def test_kept_results_are_not_computed_again(
     model: ReformerForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernels, calls = operators._KERNELS["torch"], []

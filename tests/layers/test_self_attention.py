@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -30,9 +31,7 @@ def layer_of(kind: type[SelfAttention], causal: bool, **options: Any) -> SelfAtt
 
 
 def heads_of(layer: SelfAttention, x: Tensor) -> list[Tensor]:
-    normed = layer.norm(x)
-    projected = [getattr(layer, name)(normed) for name in layer.projections]
-    return [p.unflatten(-1, (3, 8)).transpose(1, 2) for p in projected]
+    return [p.unflatten(-1, (3, 8)).transpose(1, 2) for p in layer.project(layer.norm(x))]
 
 
 def padding() -> Padding:
@@ -116,19 +115,20 @@ def test_residual_is_the_merged_and_projected_attention(kind: type[SelfAttention
     x = torch.randn(2, LENGTH, 24)
     context = ForwardContext(None, hash_seed=1, dropout_seed=0)
     expected = layer.output(layer.attend(context, *heads_of(layer, x)))
-    assert torch.equal(layer(x, context), expected)
+    assert torch.equal(layer(x, context=context)[0], expected)
 
 
 @KINDS
 @pytest.mark.parametrize("rows", [[0], [1], [0, 1]], ids=str)
-def test_weights_are_kept_only_when_asked_for(kind: type[SelfAttention], rows: list[int]) -> None:
+def test_weights_are_returned_when_asked_for(kind: type[SelfAttention], rows: list[int]) -> None:
     layer = layer_of(kind, causal=False)
     x = torch.randn(2, LENGTH, 24)[rows]
-    context = ForwardContext(None, hash_seed=1, dropout_seed=0, attentions=[])
-    out = layer(x, context)
-    assert context.attentions is not None
-    assert [w.shape for w in context.attentions] == [(len(rows), 3, LENGTH, LENGTH)]
-    plain = layer(x, ForwardContext(None, hash_seed=1, dropout_seed=0))
+    context = ForwardContext(None, hash_seed=1, dropout_seed=0)
+    out, weights = layer(x, context=replace(context, output_attentions=True))
+    assert weights is not None
+    assert weights.shape == (len(rows), 3, LENGTH, LENGTH)
+    plain, nothing = layer(x, context=context)
+    assert nothing is None
     assert torch.allclose(out, plain, atol=1e-5)
 
 

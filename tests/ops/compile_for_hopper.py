@@ -24,8 +24,9 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from reformer_hf.ops import triton_hash, triton_residual, triton_sort
+from reformer_hf.ops import triton_hash, triton_sort
 from reformer_hf.ops.attention_window import AttentionWindow
+from reformer_hf.ops.reversible import triton_residual
 from reformer_hf.ops.sorting import sort_by_bucket
 from reformer_hf.ops.windowed_attention import (
     WindowedAttentionCall,

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from reformer_hf.ops.attention_window import AttentionWindow
-from reformer_hf.ops.recall import recalling, remember
+from reformer_hf.ops.kept_results import keep_results, replaying
 from reformer_hf.ops.sorting import BucketOrder
 from reformer_hf.ops.windowed_attention import torch_backend, triton_backend
 from reformer_hf.ops.windowed_attention.call import WindowedAttentionCall
@@ -197,7 +197,7 @@ def attend(call: WindowedAttentionCall, backend: str) -> tuple[Tensor, Tensor]:
         backend: a name that has kernels.
     """
     arguments = _arguments(call, backend)
-    results = remember(lambda: _forward(*arguments))
-    if recalling():
+    results = keep_results(lambda: _forward(*arguments))
+    if replaying():
         results = _Known.apply(*arguments, *results)
     return results[0], results[1]

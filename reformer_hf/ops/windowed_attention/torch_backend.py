@@ -45,6 +45,23 @@ def unsupported(call: WindowedAttentionCall) -> str | None:
     return None
 
 
+def bytes_at_work(slices: int, length: int, head_size: int, reach: int) -> int:
+    """About as many bytes as a backward pass in fp32 forms at a time, beside its results.
+
+    Args:
+        slices: rows times heads.
+        length: tokens of each, ``N``.
+        head_size: ``D``.
+        reach: tokens before, or after, a token that it sees.
+    """
+    slices = min(max(1, _LINE_ELEMENTS // (length * head_size)), slices)
+    # Gradients by slot, their sums over the rounds, and what is about to be added or written.
+    lines = 10 * 4 * slices * length * head_size
+    # Scores, visibility, weights and their gradients; and inputs of half as many keys.
+    scores = min(_SCORE_ELEMENTS, 2 * slices * length * reach)
+    return lines + 5 * 4 * scores + 8 * 4 * scores * head_size // (2 * reach)
+
+
 def _rows(x: Tensor) -> Tensor:
     """``[B, H, N, D]`` as rows ``[B N H, D]``; free where heads were split from a projection."""
     return x.transpose(1, 2).reshape(-1, x.shape[-1])

@@ -12,7 +12,7 @@ from benchmark.case import Case
 from benchmark.contender import CHECK_LENGTH, Finding, check_close
 from benchmark.contenders.language_model import LanguageModelContender, random_tokens
 from reformer_hf import ReformerConfig, ReformerForCausalLM
-from reformer_hf.memory import estimate_memory
+from reformer_hf.training_memory import estimate_memory
 
 
 def model_config(case: Case, **changes: Any) -> ReformerConfig:
@@ -55,7 +55,7 @@ class ReformerHFModel(LanguageModelContender):
         return out
 
     def estimate(self, case: Case) -> int | None:
-        """What :func:`~reformer_hf.memory.estimate_memory` says."""
+        """What :func:`~reformer_hf.training_memory.estimate_memory` says."""
         estimate = estimate_memory(
             model_config(case, **self.changes),
             case.batch,

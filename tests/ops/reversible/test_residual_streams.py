@@ -16,9 +16,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from reformer_hf.ops import reversible
-from reformer_hf.ops.recall import recalling, remember
-from reformer_hf.ops.reversible import Keep, ResidualStreams, ReversibleStep, from_steps, to_steps
+from reformer_hf.ops.kept_results import keep_results, replaying
+from reformer_hf.ops.reversible import (
+    Keep,
+    ResidualStreams,
+    ReversibleStep,
+    coupling,
+    residual_sums,
+    tape,
+)
+from reformer_hf.ops.reversible.grid import from_steps, to_steps
 
 GRID = 2.0**-20
 DEPTH, WIDTH, LENGTH = 24, 12, 7
@@ -46,9 +53,9 @@ class SubLayer(nn.Module):
             x = x - x.mean(dim=1, keepdim=True)
         for other in inputs:
             x = x + other.mean(dim=1, keepdim=True)
-        # Not differentiable, as what is remembered must be.
-        (scale,) = remember(lambda: (x.detach().abs().amax(dim=-1, keepdim=True),))
-        self.found += recalling()
+        # Not differentiable, as kept results must be.
+        (scale,) = keep_results(lambda: (x.detach().abs().amax(dim=-1, keepdim=True),))
+        self.found += replaying()
         x = x / scale
         out = self.dropout(self.down(self.dropout(torch.tanh(self.up(x)))))
         # Wrong values where none are needed, so that a reader of them is found out.
@@ -72,7 +79,7 @@ def steps_of(
             tuple(layer.parameters()),
             inputs,
             chunk_size,
-            for_gradients=partial(layer, values=False),
+            without_values=partial(layer, values=False),
         )
         for layer in layers
     ]
@@ -599,8 +606,8 @@ def test_without_gradients_no_function_is_recorded(path, grid, monkeypatch):
     def refuse(*arguments: Any) -> None:
         raise AssertionError("the engine was used")
 
-    monkeypatch.setattr(reversible._Coupling, "apply", refuse)
-    monkeypatch.setattr(reversible._Anchor, "apply", refuse)
+    monkeypatch.setattr(coupling.Coupling, "apply", refuse)
+    monkeypatch.setattr(tape.Anchor, "apply", refuse)
     with torch.no_grad():
         out = run(steps_of(layers), x, grid=grid, reversible=path)
     assert out.grad_fn is None
@@ -829,5 +836,5 @@ def test_without_a_grid_there_is_no_range():
 def test_updating_streams_in_blocks_changes_nothing(elements, monkeypatch):
     layers, x = sub_layers(4), tokens()
     expected = run(steps_of(layers.eval()), x)
-    monkeypatch.setattr(reversible, "_BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(residual_sums, "_BLOCK_ELEMENTS", elements)
     assert torch.equal(run(steps_of(layers), x), expected)

@@ -7,14 +7,14 @@ import math
 import pytest
 import torch
 
-from reformer_hf.ops.reversible import _RANGE, _STEP_SHARE, _STREAM_SHARE, to_steps
+from reformer_hf.ops.reversible.grid import STEP_LIMIT, STREAM_LIMIT, to_steps
 
 pytest.importorskip("triton")
-from reformer_hf.ops import triton_residual
+from reformer_hf.ops.reversible import triton_residual
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 GRID = 2.0**-20
-LIMITS = _STREAM_SHARE * _RANGE, _STEP_SHARE * _RANGE
+LIMITS = STREAM_LIMIT, STEP_LIMIT
 
 
 def run(stored: torch.Tensor, added: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:

@@ -13,9 +13,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from reformer_hf.ops.reversible.grid import round_to_steps, widen
+
 
 class DecodingStreams:
-    """Two streams that start as ``x``; see :class:`~reformer_hf.ops.reversible.ResidualStreams`.
+    """Two streams that start as ``x``.
 
     Args:
         x: ``[B, N, d]``.
@@ -36,17 +38,14 @@ class DecodingStreams:
         if grid is None:
             self._streams = [x, x]
             return
-        self._wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        steps = self._to_steps(x).to(torch.float64)
+        self._dtype = widen(x[:, :0]).dtype
+        steps = round_to_steps(x, grid).to(torch.float64)
         self._steps = [steps, steps]
-        start = self._from_steps(steps)
+        start = self._from_steps(steps, grid)
         self._streams = [start, start]
 
-    def _to_steps(self, x: Tensor) -> Tensor:
-        return x.to(self._wide).mul(1.0 / (self._grid or 1.0)).round_()
-
-    def _from_steps(self, steps: Tensor) -> Tensor:
-        return steps.mul(self._grid or 1.0).to(self._wide)
+    def _from_steps(self, steps: Tensor, grid: float) -> Tensor:
+        return steps.mul(grid).to(self._dtype)
 
     def add(self, function: Callable[[Tensor], Tensor]) -> None:
         """Add ``f(other stream)`` to the stream whose turn it is."""
@@ -55,8 +54,8 @@ class DecodingStreams:
         if self._grid is None:
             self._streams[turn] = self._streams[turn] + added
         else:
-            self._steps[turn] = self._steps[turn] + self._to_steps(added)
-            self._streams[turn] = self._from_steps(self._steps[turn])
+            self._steps[turn] = self._steps[turn] + round_to_steps(added, self._grid)
+            self._streams[turn] = self._from_steps(self._steps[turn], self._grid)
         self._turn = 1 - turn
 
     def read(self) -> tuple[Tensor, Tensor]:

@@ -17,19 +17,7 @@ from reformer_hf import (
     ReformerForConditionalGeneration,
     ReformerSeq2SeqConfig,
 )
-from reformer_hf.layers import stack
-from reformer_hf.memory import (
-    KEPT_BYTES,
-    KEPT_STREAMS,
-    LINE_ELEMENTS,
-    SCORE_ELEMENTS,
-    SLICE_ELEMENTS,
-    MemoryEstimate,
-    estimate_memory,
-    main,
-)
-from reformer_hf.ops import reversible
-from reformer_hf.ops.windowed_attention import torch_backend
+from reformer_hf.training_memory import MemoryEstimate, estimate_memory, main
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -137,13 +125,6 @@ def test_a_longer_target_takes_more():
     assert short.logits < long.logits
     assert short.extra_peak <= long.extra_peak
     assert estimate_memory(config, 2, 4096) == long
-
-
-def test_the_sizes_of_blocks_are_those_of_the_operations():
-    assert SCORE_ELEMENTS == torch_backend._SCORE_ELEMENTS
-    assert LINE_ELEMENTS == torch_backend._LINE_ELEMENTS
-    assert SLICE_ELEMENTS == reversible._SLICE_ELEMENTS
-    assert (KEPT_STREAMS, KEPT_BYTES) == (stack._KEPT_STREAMS, stack._KEPT_BYTES)
 
 
 @pytest.mark.parametrize(

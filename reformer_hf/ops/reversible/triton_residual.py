@@ -7,7 +7,7 @@ With ``x`` what a sub-layer adds, ``g`` the grid and ``s`` the stored stream in 
 and per program the largest share of its range that a stream or a step has used. A program that
 finds a share of 1 or more, or a number that is not finite, writes NaN instead of ``out``.
 
-See :mod:`~reformer_hf.ops.reversible`, which says the same in PyTorch.
+See :mod:`~reformer_hf.ops.reversible.residual_sums`, which says the same in PyTorch.
 """
 
 from __future__ import annotations

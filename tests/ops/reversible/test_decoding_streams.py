@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reformer_hf.ops.decoding_streams import DecodingStreams
 from reformer_hf.ops.reversible import ResidualStreams, ReversibleStep
+from reformer_hf.ops.reversible.decoding_streams import DecodingStreams
 
 
 @torch.no_grad()

@@ -11,8 +11,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from reformer_hf.configuration_reformer import ReformerConfig
-from reformer_hf.models.base import ReformerPreTrainedModel, check_shape
+from reformer_hf.models.base import ReformerPreTrainedModel
+from reformer_hf.models.checks import check_shape
 from reformer_hf.models.generation import ReformerGenerationMixin
+from reformer_hf.models.inputs import real_tokens
 from reformer_hf.models.losses import NumItems, shift_left, vocabulary_head
 from reformer_hf.models.model import ReformerModel
 from reformer_hf.ops.cross_entropy import IGNORE_INDEX
@@ -100,8 +102,8 @@ class ReformerForCausalLM(ReformerGenerationMixin, ReformerPreTrainedModel):
             labels = shift_left(labels)
             if attention_mask is not None:
                 # Left padding stands before the first token of a text, but does not predict it.
-                own = attention_mask[:, -labels.shape[1] :]
-                labels = labels.masked_fill(own == 0, IGNORE_INDEX)
+                real = real_tokens(attention_mask, labels)
+                labels = labels.masked_fill(~real, IGNORE_INDEX)
         else:
             last = isinstance(logits_to_keep, int)
             hidden = hidden[:, slice(-logits_to_keep, None) if last else logits_to_keep]

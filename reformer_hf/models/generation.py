@@ -16,6 +16,7 @@ from transformers import GenerationConfig, GenerationMixin
 
 from reformer_hf.cache import ReformerCache, ReformerEncoderDecoderCache
 from reformer_hf.configuration_reformer import ReformerSeq2SeqConfig
+from reformer_hf.models.inputs import real_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,8 @@ class ReformerGenerationMixin(GenerationMixin):
         mask = model_kwargs.get("decoder_attention_mask" if seq2seq else "attention_mask")
         if mask is None:
             return min(columns, most)
-        return tuple(max(1, min(columns - n, most)) for n in (mask == 0).sum(dim=1).tolist())
+        padding = (~real_tokens(mask, mask)).sum(dim=1).tolist()
+        return tuple(max(1, min(columns - n, most)) for n in padding)
 
     def prepare_inputs_for_generation(
         self,

@@ -11,8 +11,9 @@ from transformers.utils.generic import can_return_tuple
 
 from reformer_hf.configuration_reformer import ReformerConfig
 from reformer_hf.models.base import ReformerPreTrainedModel
+from reformer_hf.models.inputs import real_tokens
 from reformer_hf.models.losses import NumItems, span_loss
-from reformer_hf.models.model import ReformerModel, causality_under_encoder_head, mask_of
+from reformer_hf.models.model import ReformerModel, causality_under_encoder_head
 
 
 class ReformerForQuestionAnswering(ReformerPreTrainedModel):
@@ -82,7 +83,7 @@ class ReformerForQuestionAnswering(ReformerPreTrainedModel):
             return_dict=True,
         )
         logits = self.qa_outputs(out.last_hidden_state)
-        real = mask_of(attention_mask, logits).to(logits.device)
+        real = real_tokens(attention_mask, logits).to(logits.device)
         logits = logits.masked_fill(~real.unsqueeze(-1), torch.finfo(logits.dtype).min)
         start_logits, end_logits = (x.squeeze(-1).contiguous() for x in logits.split(1, dim=-1))
         loss = None

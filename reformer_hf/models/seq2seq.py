@@ -12,28 +12,16 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2
 from transformers.utils.generic import can_return_tuple
 
 from reformer_hf.configuration_reformer import ReformerSeq2SeqConfig
-from reformer_hf.layers.context import ForwardContext, draw_seeds
+from reformer_hf.layers.context import ForwardContext
 from reformer_hf.layers.embeddings import PositionedInputs
 from reformer_hf.layers.stack import ReformerStack, StackOutput
-from reformer_hf.models.base import (
-    ReformerPreTrainedModel,
-    check_labels,
-    check_num_hashes,
-    check_shape,
-    embed_tokens,
-    read_padding,
-    read_positions,
-    resized_shape,
-)
-from reformer_hf.models.caching import (
-    find_encoder_decoder_cache,
-    mask_of_new_tokens,
-    next_positions,
-    open_cache,
-)
+from reformer_hf.models.base import ReformerPreTrainedModel
+from reformer_hf.models.caching import find_encoder_decoder_cache
+from reformer_hf.models.checks import check_labels
 from reformer_hf.models.generation import ReformerGenerationMixin
+from reformer_hf.models.inputs import InputSide, Source, flag, prepare_inputs
 from reformer_hf.models.losses import NumItems, vocabulary_head
-from reformer_hf.models.model import ReformerModel, flag, read_plan
+from reformer_hf.models.model import ReformerModel
 from reformer_hf.ops.cross_entropy import IGNORE_INDEX
 
 
@@ -153,10 +141,19 @@ class ReformerSeq2SeqModel(ReformerSeq2SeqPreTrainedModel):
 
     def resize_target_position_embeddings(self, new_num_position_embeddings: int) -> None:
         """Change the longest target sequence; positions that remain keep their embeddings."""
-        std = self.config.axial_norm_std
-        shape = resized_shape(self.decoder.embeddings, new_num_position_embeddings, std)
+        shape = self._resize_positions(self.decoder.embeddings, new_num_position_embeddings)
         self.config.decoder_axial_pos_shape = shape
         self.config.max_target_positions = new_num_position_embeddings
+
+    def _target_side(self) -> InputSide:
+        return InputSide(
+            self.config,
+            self.training,
+            self.encoder.word_embeddings,
+            self.decoder.embeddings.position_embeddings,
+            prefix="decoder_",
+            limit_name="max_target_positions",
+        )
 
     @can_return_tuple
     def forward(
@@ -210,7 +207,6 @@ class ReformerSeq2SeqModel(ReformerSeq2SeqPreTrainedModel):
                 "one of `decoder_input_ids`, `decoder_inputs_embeds` and, in a model with a head, "
                 "`labels` must be given, got none of them"
             )
-        check_num_hashes(num_hashes)
         want_states = flag(output_hidden_states, config.output_hidden_states)
         want_attentions = flag(output_attentions, config.output_attentions)
         if encoder_outputs is None:
@@ -229,43 +225,27 @@ class ReformerSeq2SeqModel(ReformerSeq2SeqPreTrainedModel):
         else:
             encoded = encoder_outputs
         states = encoded.last_hidden_state
-
-        vectors = embed_tokens(
-            decoder_input_ids, decoder_inputs_embeds, self.encoder.word_embeddings, "decoder_"
-        )
-        if states.shape[0] != vectors.shape[0]:
-            raise ValueError(
-                f"source and target must have the same batch size, got {states.shape[0]} and "
-                f"{vectors.shape[0]}"
-            )
-        if attention_mask is not None:
-            check_shape(attention_mask, states.shape[:2], "attention_mask")
-        pair = find_encoder_decoder_cache(past_key_values, use_cache, config, planned_lengths)
+        pair = find_encoder_decoder_cache(past_key_values, use_cache, self.config, planned_lengths)
         cache = None if pair is None else pair.self_attention_cache
-        mask = mask_of_new_tokens(decoder_attention_mask, cache, vectors, "decoder_attention_mask")
-        padding = read_padding(mask, vectors, "decoder_attention_mask")
-        hash_seed, dropout_seed = draw_seeds(config, self.training)
-        if cache is not None:
-            hash_seed = open_cache(cache, vectors, padding, hash_seed, num_hashes)
-            num_hashes, planned_lengths = cache.num_hashes, cache.planned_lengths
-        table = self.decoder.embeddings.position_embeddings
-        num_positions = min(table.num_positions, config.max_target_positions)
-        names = ("decoder_position_ids", "max_target_positions")
-        if cache is not None and decoder_position_ids is None:
-            positions = next_positions(cache, num_positions, names[1])
-        else:
-            positions = read_positions(decoder_position_ids, padding, vectors, num_positions, names)
-        context = ForwardContext(
-            padding,
-            hash_seed,
-            dropout_seed,
-            encoder_real=None if attention_mask is None else attention_mask != 0,
-            num_hashes=num_hashes,
-            planned_lengths=read_plan(planned_lengths, vectors),
-            cache=cache,
-            cross_cache=pair,
+        inputs = prepare_inputs(
+            self._target_side(),
+            decoder_input_ids,
+            decoder_inputs_embeds,
+            decoder_attention_mask,
+            decoder_position_ids,
+            cache,
+            num_hashes,
+            planned_lengths,
+            Source(states, attention_mask, pair),
         )
-        out = self.decoder(vectors, positions, context, states, want_states, want_attentions)
+        out = self.decoder(
+            inputs.vectors,
+            inputs.positions,
+            inputs.context,
+            states,
+            want_states,
+            want_attentions,
+        )
         if cache is not None:
             cache.close()
         return Seq2SeqModelOutput(

@@ -11,8 +11,9 @@ from transformers.utils.generic import can_return_tuple
 
 from reformer_hf.configuration_reformer import ReformerConfig
 from reformer_hf.models.base import ReformerPreTrainedModel
+from reformer_hf.models.inputs import real_tokens
 from reformer_hf.models.losses import NumItems, sequence_loss
-from reformer_hf.models.model import ReformerModel, causality_under_encoder_head, mask_of
+from reformer_hf.models.model import ReformerModel, causality_under_encoder_head
 
 
 class ClassificationHead(nn.Module):
@@ -42,7 +43,7 @@ def pool(states: Tensor, attention_mask: Tensor | None, pooling: str) -> Tensor:
     Returns:
         ``[B, d]``; zeros for the mean of a row without real tokens.
     """
-    real = mask_of(attention_mask, states)
+    real = real_tokens(attention_mask, states)
     if pooling == "first":
         first = real.to(torch.int64).argmax(dim=1)
         return states[torch.arange(states.shape[0], device=states.device), first]

@@ -9,7 +9,8 @@ from transformers.modeling_outputs import TokenClassifierOutput
 from transformers.utils.generic import can_return_tuple
 
 from reformer_hf.configuration_reformer import ReformerConfig
-from reformer_hf.models.base import ReformerPreTrainedModel, check_shape
+from reformer_hf.models.base import ReformerPreTrainedModel
+from reformer_hf.models.checks import check_shape
 from reformer_hf.models.losses import NumItems, token_loss
 from reformer_hf.models.model import ReformerModel
 

@@ -256,8 +256,3 @@ def _read_plan(planned_lengths: int | Sequence[int] | None, batch: int) -> tuple
             f"`planned_lengths` must hold {batch} positive numbers, got {list(planned_lengths)}"
         )
     return tuple(planned_lengths)
-
-
-def flag(value: bool | None, default: bool | None) -> bool:
-    """An optional argument, or the configuration's value if it was not given."""
-    return bool(default if value is None else value)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import can_return_tuple
+from typing_extensions import Unpack
 
 from reformer_hf.configuration_reformer import ReformerConfig
 from reformer_hf.layers.embeddings import PositionedInputs
 from reformer_hf.layers.stack import ReformerStack
+from reformer_hf.models.arguments import OutputKwargs, wanted_outputs
 from reformer_hf.models.base import ReformerPreTrainedModel
 from reformer_hf.models.caching import find_cache
-from reformer_hf.models.inputs import InputSide, flag, prepare_inputs
+from reformer_hf.models.inputs import InputSide, prepare_inputs
 
 
 class ReformerModel(ReformerPreTrainedModel):
@@ -63,32 +64,29 @@ class ReformerModel(ReformerPreTrainedModel):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         num_hashes: int | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
+        *,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         planned_lengths: int | Sequence[int] | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[OutputKwargs],
     ) -> BaseModelOutputWithPast:
         """Encode sequences.
 
         Args:
             input_ids: ``[B, N]`` int64 token ids.
-            attention_mask: ``[B, N]``, 1 for real tokens and 0 for padding, on either side.
-            position_ids: ``[B, N]`` int64; default: the number of real tokens before each token.
+            attention_mask: ``[B, N]``, 1 for real tokens and 0 for padding, on either side; with
+                earlier tokens in a cache, of the new tokens or of all, ``[B, past + N]``.
+            position_ids: ``[B or 1, N]`` int64; default: the number of real tokens before each.
             inputs_embeds: ``[B, N, d]`` token vectors in place of ``input_ids``.
-            num_hashes: hash rounds of this call; default: ``config.num_hashes``.
-            output_hidden_states: also return the merged streams before, between and after layers.
-            output_attentions: also return attention weights, for short sequences.
-            past_key_values: a :class:`~reformer_hf.ReformerCache` with earlier tokens, or an empty
-                one; the inputs then are new tokens, which go into it (causal models only). The
-                attention mask covers all tokens or the new ones. Gradients end at the memory.
-            use_cache: return a memory of the inputs, as ``past_key_values``; default: only if one
-                is given. A model that reads both sides has none.
+            num_hashes: hash rounds of this call, at least 1; default: ``config.num_hashes``.
+            past_key_values: a :class:`~reformer_hf.ReformerCache`, empty or with earlier tokens, to
+                which the inputs are added (causal models only). No gradients reach earlier tokens.
+            use_cache: return a cache of the inputs, as ``past_key_values``; default: only if one is
+                given. A model that reads both sides has none.
             planned_lengths: tokens that each row, or all alike, will have in the end. Numbers of
                 buckets that are not configured are chosen for these lengths; default: for those of
                 the inputs.
-            **kwargs: accepted for compatibility (``return_dict``).
+            **kwargs: :class:`~reformer_hf.models.arguments.OutputKwargs`.
 
         Returns:
             ``last_hidden_state`` ``[B, N, d]`` (twice the features with ``stream_merge="concat"``),
@@ -114,12 +112,7 @@ class ReformerModel(ReformerPreTrainedModel):
             planned_lengths,
         )
         embedded = self.embeddings(inputs.vectors, inputs.positions)
-        out = self.stack(
-            embedded,
-            inputs.context,
-            output_hidden_states=flag(output_hidden_states, config.output_hidden_states),
-            output_attentions=flag(output_attentions, config.output_attentions),
-        )
+        out = self.stack(embedded, inputs.context, **wanted_outputs(kwargs, config))
         if cache is not None:
             cache.close()
         return BaseModelOutputWithPast(

@@ -1,7 +1,7 @@
-"""Generation: one decoding step reads one token, and the memory of the others.
+"""Generation: one decoding step reads one token, and the cache of the others.
 
 The number of buckets depends on the length of a sequence, so it is planned for prompt and new
-tokens together, with and without memory: both compute the same function.
+tokens together, with and without a cache: both compute the same function.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from transformers import GenerationConfig, GenerationMixin
 
 from reformer_hf.cache import ReformerCache, ReformerEncoderDecoderCache
 from reformer_hf.configuration_reformer import ReformerSeq2SeqConfig
+from reformer_hf.models.inputs import real_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -23,17 +24,17 @@ _CACHES = (None, "dynamic")
 
 
 @functools.cache
-def _say_once_that_there_is_no_memory() -> None:
+def _warn_once_without_cache() -> None:
     logger.warning(
-        "attention_pattern='chunk' decodes without memory, every step reads the whole sequence: in "
-        "this pattern a later token changes what earlier ones see, so a memory would compute "
+        "attention_pattern='chunk' decodes without a cache, every step reads the whole sequence: "
+        "in this pattern a later token changes what earlier ones see, so a cache would compute "
         "something else; past_key_values=ReformerCache(config, approximate=True) decodes as "
         "transformers' Reformer does"
     )
 
 
 class ReformerGenerationMixin(GenerationMixin):
-    """transformers' ``generate()``, with the memory of :mod:`reformer_hf.cache`."""
+    """transformers' ``generate()``, with the cache of :mod:`reformer_hf.cache`."""
 
     def _prepare_cache_for_generation(
         self,
@@ -43,12 +44,12 @@ class ReformerGenerationMixin(GenerationMixin):
         batch_size: int,
         max_cache_length: int,
     ) -> None:
-        """Make the memory of one call of ``generate``, or plan the buckets without one.
+        """Make the cache of one call of ``generate``, or plan the buckets without one.
 
         The hook in which models of transformers make caches of their own.
 
         Raises:
-            ValueError: a `cache_implementation` that this memory is not.
+            ValueError: `cache_implementation` is neither unset nor "dynamic".
         """
         if model_kwargs.get("past_key_values") is not None:
             super()._prepare_cache_for_generation(
@@ -61,7 +62,7 @@ class ReformerGenerationMixin(GenerationMixin):
                 f"got {generation_config.cache_implementation!r}"
             )
         if self.config.attention_pattern != "window":
-            _say_once_that_there_is_no_memory()
+            _warn_once_without_cache()
             return
         planned = self._planned_lengths(model_kwargs, max_cache_length + 1)
         if generation_config.use_cache is False or generation_config.output_attentions:
@@ -85,7 +86,8 @@ class ReformerGenerationMixin(GenerationMixin):
         mask = model_kwargs.get("decoder_attention_mask" if seq2seq else "attention_mask")
         if mask is None:
             return min(columns, most)
-        return tuple(max(1, min(columns - n, most)) for n in (mask == 0).sum(dim=1).tolist())
+        padding = (~real_tokens(mask, mask)).sum(dim=1).tolist()
+        return tuple(max(1, min(columns - n, most)) for n in padding)
 
     def prepare_inputs_for_generation(
         self,
@@ -96,18 +98,18 @@ class ReformerGenerationMixin(GenerationMixin):
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Inputs of one decoding step: the new tokens, or without memory the whole sequence.
+        """Inputs of one decoding step: the new tokens, or without a cache the whole sequence.
 
         Args:
             input_ids: ``[B, N]`` tokens so far (after a prompt of vectors: only the new ones).
-            next_sequence_length: how many of them are new; without memory none can be skipped.
-            past_key_values: the memory.
+            next_sequence_length: how many of them are new; without a cache none can be skipped.
+            past_key_values: the cache.
             inputs_embeds: ``[B, P, d]`` a prompt given as vectors.
             is_first_iteration: the step is the first of its call of ``generate``.
             **kwargs: everything else that ``generate`` passes on.
         """
         if past_key_values is not None:
-            inputs: dict[str, Any] = super().prepare_inputs_for_generation(
+            return super().prepare_inputs_for_generation(
                 input_ids,
                 next_sequence_length=next_sequence_length,
                 past_key_values=past_key_values,
@@ -115,11 +117,10 @@ class ReformerGenerationMixin(GenerationMixin):
                 is_first_iteration=is_first_iteration,
                 **kwargs,
             )
-            return inputs
-        inputs = super().prepare_inputs_for_generation(
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(
             input_ids, next_sequence_length=None, is_first_iteration=is_first_iteration, **kwargs
         )
-        # What `generate` means by it is in the memory, or in the plan.
+        # What `generate` means by it is in the cache, or in the plan.
         inputs["use_cache"] = False
         if inputs_embeds is not None and not self.config.is_encoder_decoder:
             vectors = inputs_embeds

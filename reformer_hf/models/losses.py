@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from reformer_hf.configuration_reformer import ReformerConfig
-from reformer_hf.models.base import check_labels, check_shape
+from reformer_hf.models.checks import check_labels, check_shape
 from reformer_hf.ops.cross_entropy import IGNORE_INDEX, linear_cross_entropy
 
 NumItems = Tensor | int | float | None
@@ -38,6 +38,9 @@ def token_loss(logits: Tensor, labels: Tensor, num_items: NumItems = None) -> Te
         logits: ``[.., V]``.
         labels: ``[..]`` int64.
         num_items: number of labelled items to divide by instead of this batch's own.
+
+    Raises:
+        ValueError: labels that are neither -100 nor in ``[0, V)``.
     """
     labels = labels.to(logits.device)
     check_labels(labels, logits.shape[-1])
@@ -73,7 +76,7 @@ def chunked_token_loss(
             around them, quantized weights), it is called on every slice, twice in training.
         labels: ``[..]`` int64.
         chunk_size: rows whose logits are formed together.
-        num_items: as in :func:`token_loss`.
+        num_items: number of labelled items to divide by instead of this batch's own.
     """
     labels = labels.to(hidden.device)
     check_labels(labels, head.out_features)
@@ -102,7 +105,7 @@ def vocabulary_head(
         labels: ``[B, N]`` int64, or ``None``: no loss.
         chunk_size: if positive and there are labels, the loss is computed in slices of that many
             labelled positions, and there are no logits.
-        num_items: as in :func:`token_loss`.
+        num_items: number of labelled items to divide by instead of this batch's own.
 
     Returns:
         The loss and the logits ``[B, N, V]``, each ``None`` where there is none.
@@ -188,9 +191,12 @@ def span_loss(
         start_logits: ``[B, N]``.
         end_logits: ``[B, N]``.
         start_positions: ``[B]`` int64; a position outside the sequence, or on padding, has no loss.
-        end_positions: likewise.
+        end_positions: ``[B]`` int64, in the same way.
         real: ``[B, N]`` bool, which tokens are no padding.
         num_items: number of spans to divide by instead of this batch's own.
+
+    Raises:
+        ValueError: positions for another number of rows.
     """
     losses = []
     for logits, positions in ((start_logits, start_positions), (end_logits, end_positions)):

@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import can_return_tuple
+from typing_extensions import Unpack
 
 from reformer_hf.configuration_reformer import ReformerConfig
-from reformer_hf.layers.context import ForwardContext, draw_seeds
 from reformer_hf.layers.embeddings import PositionedInputs
 from reformer_hf.layers.stack import ReformerStack
-from reformer_hf.models.base import (
-    ReformerPreTrainedModel,
-    check_num_hashes,
-    embed_tokens,
-    read_padding,
-    read_positions,
-    resized_shape,
-)
-from reformer_hf.models.caching import (
-    find_cache,
-    mask_of_new_tokens,
-    next_positions,
-    open_cache,
-)
+from reformer_hf.models.arguments import OutputKwargs, wanted_outputs
+from reformer_hf.models.base import ReformerPreTrainedModel
+from reformer_hf.models.caching import find_cache
+from reformer_hf.models.inputs import InputSide, prepare_inputs
 
 
 class ReformerModel(ReformerPreTrainedModel):
@@ -64,8 +52,7 @@ class ReformerModel(ReformerPreTrainedModel):
 
     def resize_position_embeddings(self, new_num_position_embeddings: int) -> None:
         """Change the longest sequence; positions that remain keep their embeddings."""
-        std = self.config.axial_norm_std
-        shape = resized_shape(self.embeddings, new_num_position_embeddings, std)
+        shape = self._resize_positions(self.embeddings, new_num_position_embeddings)
         self.config.axial_pos_shape = shape
         self.config.max_position_embeddings = new_num_position_embeddings
 
@@ -77,73 +64,55 @@ class ReformerModel(ReformerPreTrainedModel):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         num_hashes: int | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
+        *,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         planned_lengths: int | Sequence[int] | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[OutputKwargs],
     ) -> BaseModelOutputWithPast:
         """Encode sequences.
 
         Args:
             input_ids: ``[B, N]`` int64 token ids.
-            attention_mask: ``[B, N]``, 1 for real tokens and 0 for padding, on either side.
-            position_ids: ``[B, N]`` int64; default: the number of real tokens before each token.
+            attention_mask: ``[B, N]``, 1 for real tokens and 0 for padding, on either side; with
+                earlier tokens in a cache, of the new tokens or of all, ``[B, past + N]``.
+            position_ids: ``[B or 1, N]`` int64; default: the number of real tokens before each.
             inputs_embeds: ``[B, N, d]`` token vectors in place of ``input_ids``.
-            num_hashes: hash rounds of this call; default: ``config.num_hashes``.
-            output_hidden_states: also return the merged streams before, between and after layers.
-            output_attentions: also return attention weights, for short sequences.
-            past_key_values: a :class:`~reformer_hf.ReformerCache` with earlier tokens, or an empty
-                one; the inputs then are new tokens, which go into it (causal models only). The
-                attention mask covers all tokens or the new ones. Gradients end at the memory.
-            use_cache: return a memory of the inputs, as ``past_key_values``; default: only if one
-                is given. A model that reads both sides has none.
+            num_hashes: hash rounds of this call, at least 1; default: ``config.num_hashes``.
+            past_key_values: a :class:`~reformer_hf.ReformerCache`, empty or with earlier tokens, to
+                which the inputs are added (causal models only). No gradients reach earlier tokens.
+            use_cache: return a cache of the inputs, as ``past_key_values``; default: only if one is
+                given. A model that reads both sides has none.
             planned_lengths: tokens that each row, or all alike, will have in the end. Numbers of
                 buckets that are not configured are chosen for these lengths; default: for those of
                 the inputs.
-            **kwargs: accepted for compatibility (``return_dict``).
+            **kwargs: :class:`~reformer_hf.models.arguments.OutputKwargs`.
 
         Returns:
             ``last_hidden_state`` ``[B, N, d]`` (twice the features with ``stream_merge="concat"``),
             ``past_key_values``, ``hidden_states`` and ``attentions``.
 
         Raises:
-            ValueError: see :func:`~reformer_hf.models.base.embed_tokens` and its neighbours; a
-                memory of another model, batch size, device or dtype.
+            ValueError: an input of another shape, type or range, with its name; a cache of another
+                model, batch size or device.
         """
         config = self.config
-        check_num_hashes(num_hashes)
-        vectors = embed_tokens(input_ids, inputs_embeds, self.word_embeddings)
-        causal = config.is_decoder
-        if past_key_values is not None and not causal:
-            raise ValueError("`past_key_values` needs a causal model, got is_decoder=False")
-        cache = find_cache(past_key_values, use_cache and causal, config, planned_lengths)
-        mask = mask_of_new_tokens(attention_mask, cache, vectors, "attention_mask")
-        padding = read_padding(mask, vectors, "attention_mask")
-        hash_seed, dropout_seed = draw_seeds(config, self.training)
-        if cache is not None:
-            hash_seed = open_cache(cache, vectors, padding, hash_seed, num_hashes)
-            num_hashes, planned_lengths = cache.num_hashes, cache.planned_lengths
-        table = self.embeddings.position_embeddings
-        num_positions = min(table.num_positions, config.max_position_embeddings)
-        if cache is not None and position_ids is None:
-            positions = next_positions(cache, num_positions, "max_position_embeddings")
-        else:
-            positions = read_positions(position_ids, padding, vectors, num_positions)
-        out = self.stack(
-            self.embeddings(vectors, positions),
-            ForwardContext(
-                padding,
-                hash_seed,
-                dropout_seed,
-                num_hashes=num_hashes,
-                planned_lengths=read_plan(planned_lengths, vectors),
-                cache=cache,
-            ),
-            output_hidden_states=flag(output_hidden_states, config.output_hidden_states),
-            output_attentions=flag(output_attentions, config.output_attentions),
+        side = InputSide(
+            config, self.training, self.word_embeddings, self.embeddings.position_embeddings
         )
+        cache = find_cache(past_key_values, use_cache, config, planned_lengths)
+        inputs = prepare_inputs(
+            side,
+            input_ids,
+            inputs_embeds,
+            attention_mask,
+            position_ids,
+            cache,
+            num_hashes,
+            planned_lengths,
+        )
+        embedded = self.embeddings(inputs.vectors, inputs.positions)
+        out = self.stack(embedded, inputs.context, **wanted_outputs(kwargs, config))
         if cache is not None:
             cache.close()
         return BaseModelOutputWithPast(
@@ -154,26 +123,6 @@ class ReformerModel(ReformerPreTrainedModel):
         )
 
 
-def read_plan(
-    planned_lengths: int | Sequence[int] | None, vectors: Tensor
-) -> tuple[int, ...] | None:
-    """Planned lengths of all rows.
-
-    Raises:
-        ValueError: not one positive number for each row.
-    """
-    if planned_lengths is None:
-        return None
-    batch = vectors.shape[0]
-    if isinstance(planned_lengths, int):
-        planned_lengths = (planned_lengths,) * batch
-    if len(planned_lengths) != batch or min(planned_lengths) < 1:
-        raise ValueError(
-            f"`planned_lengths` must hold {batch} positive numbers, got {list(planned_lengths)}"
-        )
-    return tuple(planned_lengths)
-
-
 def causality_under_encoder_head(config: ReformerConfig) -> bool | None:
     """What a head that reads both sides passes as ``causal``.
 
@@ -181,15 +130,3 @@ def causality_under_encoder_head(config: ReformerConfig) -> bool | None:
     transformers' heads do, so weights were trained that way.
     """
     return None if config.attention_pattern == "chunk" else False
-
-
-def flag(value: bool | None, default: bool | None) -> bool:
-    """An optional argument, or the configuration's value if it was not given."""
-    return bool(default if value is None else value)
-
-
-def mask_of(attention_mask: Tensor | None, states: Tensor) -> Tensor:
-    """``[B, N]`` bool: which states belong to real tokens."""
-    if attention_mask is None:
-        return torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
-    return attention_mask != 0

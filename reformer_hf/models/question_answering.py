@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import QuestionAnsweringModelOutput
 from transformers.utils.generic import can_return_tuple
+from typing_extensions import Unpack
 
 from reformer_hf.configuration_reformer import ReformerConfig
+from reformer_hf.models.arguments import ReformerKwargs, for_the_model
 from reformer_hf.models.base import ReformerPreTrainedModel
-from reformer_hf.models.losses import NumItems, span_loss
-from reformer_hf.models.model import ReformerModel, causality_under_encoder_head, mask_of
+from reformer_hf.models.inputs import real_tokens
+from reformer_hf.models.losses import span_loss
+from reformer_hf.models.model import ReformerModel, causality_under_encoder_head
 
 
 class ReformerForQuestionAnswering(ReformerPreTrainedModel):
@@ -39,32 +40,25 @@ class ReformerForQuestionAnswering(ReformerPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
-        num_hashes: int | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        num_items_in_batch: NumItems = None,
-        **kwargs: Any,
+        **kwargs: Unpack[ReformerKwargs],
     ) -> QuestionAnsweringModelOutput:
-        """Score spans.
+        """Score spans; padding gets the lowest score, so that no probability goes to it.
+
+        ``input_ids`` to ``inputs_embeds`` are the inputs of :meth:`ReformerModel.forward`.
 
         Args:
-            input_ids: see :meth:`ReformerModel.forward`, as for all arguments not listed here.
-            attention_mask: see there. Padding gets the lowest score, so that no probability goes
-                to it.
-            position_ids: see there.
-            inputs_embeds: see there.
             start_positions: ``[B]`` int64; a position outside the sequence, or on padding, has
                 no loss.
-            end_positions: likewise.
-            num_hashes: see there.
-            output_hidden_states: see there.
-            output_attentions: see there.
-            num_items_in_batch: number of spans to divide the loss by.
-            **kwargs: accepted for compatibility.
+            end_positions: ``[B]`` int64, in the same way.
+            **kwargs: :class:`~reformer_hf.models.arguments.ReformerKwargs`.
 
         Returns:
             ``loss``, ``start_logits`` and ``end_logits`` ``[B, N]``, ``hidden_states``,
             ``attentions``.
+
+        Raises:
+            ValueError: an input of another shape, type or range, with the name; one end of the
+                spans without the other.
         """
         if (start_positions is None) != (end_positions is None):
             raise ValueError(
@@ -72,28 +66,17 @@ class ReformerForQuestionAnswering(ReformerPreTrainedModel):
                 f"`{'end' if start_positions is None else 'start'}_positions`"
             )
         out = self.reformer(
-            input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            num_hashes=num_hashes,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-            return_dict=True,
+            input_ids, attention_mask, position_ids, inputs_embeds, **for_the_model(kwargs)
         )
         logits = self.qa_outputs(out.last_hidden_state)
-        real = mask_of(attention_mask, logits).to(logits.device)
+        real = real_tokens(attention_mask, logits).to(logits.device)
         logits = logits.masked_fill(~real.unsqueeze(-1), torch.finfo(logits.dtype).min)
         start_logits, end_logits = (x.squeeze(-1).contiguous() for x in logits.split(1, dim=-1))
         loss = None
         if start_positions is not None and end_positions is not None:
+            num_items = kwargs.get("num_items_in_batch")
             loss = span_loss(
-                start_logits,
-                end_logits,
-                start_positions,
-                end_positions,
-                real,
-                num_items_in_batch,
+                start_logits, end_logits, start_positions, end_positions, real, num_items
             )
         return QuestionAnsweringModelOutput(
             loss=loss,

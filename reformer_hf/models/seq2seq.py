@@ -3,37 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
 from transformers.utils.generic import can_return_tuple
+from typing_extensions import Unpack
 
 from reformer_hf.configuration_reformer import ReformerSeq2SeqConfig
-from reformer_hf.layers.context import ForwardContext, draw_seeds
+from reformer_hf.layers.context import ForwardContext
 from reformer_hf.layers.embeddings import PositionedInputs
 from reformer_hf.layers.stack import ReformerStack, StackOutput
-from reformer_hf.models.base import (
-    ReformerPreTrainedModel,
-    check_labels,
-    check_num_hashes,
-    check_shape,
-    embed_tokens,
-    read_padding,
-    read_positions,
-    resized_shape,
-)
-from reformer_hf.models.caching import (
-    find_encoder_decoder_cache,
-    mask_of_new_tokens,
-    next_positions,
-    open_cache,
-)
+from reformer_hf.models.arguments import OutputKwargs, for_the_model, wanted_outputs
+from reformer_hf.models.base import ReformerPreTrainedModel
+from reformer_hf.models.caching import find_encoder_decoder_cache
+from reformer_hf.models.checks import check_labels
 from reformer_hf.models.generation import ReformerGenerationMixin
-from reformer_hf.models.losses import NumItems, vocabulary_head
-from reformer_hf.models.model import ReformerModel, flag, read_plan
+from reformer_hf.models.inputs import InputSide, Source, prepare_inputs
+from reformer_hf.models.losses import vocabulary_head
+from reformer_hf.models.model import ReformerModel
 from reformer_hf.ops.cross_entropy import IGNORE_INDEX
 
 
@@ -89,15 +78,17 @@ class ReformerDecoder(nn.Module):
         output_hidden_states: bool,
         output_attentions: bool,
     ) -> StackOutput:
-        """Decode ``[B, N, d]`` token vectors."""
-        out: StackOutput = self.stack(
+        """Decode token vectors ``[B, N, d]`` at positions ``[B or 1, N]`` (int64).
+
+        Cross-attention looks at the encoder's states ``[B, M, merged_size]``.
+        """
+        return self.stack(
             self.embeddings(vectors, positions),
             context,
             encoder_states=encoder_states,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
-        return out
 
 
 class ReformerSeq2SeqPreTrainedModel(ReformerPreTrainedModel):
@@ -107,8 +98,20 @@ class ReformerSeq2SeqPreTrainedModel(ReformerPreTrainedModel):
     config_class = ReformerSeq2SeqConfig
     base_model_prefix = "model"
 
+    def get_encoder(self, modality: str | None = None) -> nn.Module:
+        """The encoder, a :class:`ReformerModel`."""
+        return self.base_model.encoder
+
+    def get_decoder(self) -> nn.Module:
+        """The decoder."""
+        return self.base_model.decoder
+
     def resize_target_position_embeddings(self, new_num_position_embeddings: int) -> None:
-        """Change the longest target sequence; positions that remain keep their embeddings."""
+        """Change the longest target sequence; positions that remain keep their embeddings.
+
+        Raises:
+            ValueError: the new number is not a positive integer.
+        """
         self.base_model.resize_target_position_embeddings(new_num_position_embeddings)
 
 
@@ -126,14 +129,6 @@ class ReformerSeq2SeqModel(ReformerSeq2SeqPreTrainedModel):
         self.encoder = ReformerModel(config, causal=False)
         self.decoder = ReformerDecoder(config)
         self.post_init()
-
-    def get_encoder(self, modality: str | None = None) -> nn.Module:
-        """The encoder, a :class:`ReformerModel`."""
-        return self.encoder
-
-    def get_decoder(self) -> nn.Module:
-        """The decoder."""
-        return self.decoder
 
     def get_input_embeddings(self) -> nn.Module:
         """The token embedding of both encoder and decoder."""
@@ -153,10 +148,19 @@ class ReformerSeq2SeqModel(ReformerSeq2SeqPreTrainedModel):
 
     def resize_target_position_embeddings(self, new_num_position_embeddings: int) -> None:
         """Change the longest target sequence; positions that remain keep their embeddings."""
-        std = self.config.axial_norm_std
-        shape = resized_shape(self.decoder.embeddings, new_num_position_embeddings, std)
+        shape = self._resize_positions(self.decoder.embeddings, new_num_position_embeddings)
         self.config.decoder_axial_pos_shape = shape
         self.config.max_target_positions = new_num_position_embeddings
+
+    def _target_side(self) -> InputSide:
+        return InputSide(
+            self.config,
+            self.training,
+            self.encoder.word_embeddings,
+            self.decoder.embeddings.position_embeddings,
+            prefix="decoder_",
+            limit_name="max_target_positions",
+        )
 
     @can_return_tuple
     def forward(
@@ -171,101 +175,62 @@ class ReformerSeq2SeqModel(ReformerSeq2SeqPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         decoder_inputs_embeds: Tensor | None = None,
         num_hashes: int | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
+        *,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         planned_lengths: int | Sequence[int] | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[OutputKwargs],
     ) -> Seq2SeqModelOutput:
         """Encode the source and decode the target.
 
+        ``num_hashes`` and the source, from ``input_ids`` ``[B, M]`` to ``inputs_embeds``, are what
+        they are in :meth:`ReformerModel.forward`; so are the arguments of the target, ``decoder_*``
+        ``[B, N]``, and those of its cache.
+
         Args:
-            input_ids: ``[B, M]`` int64 source tokens; see :meth:`ReformerModel.forward`, as for
-                ``attention_mask``, ``position_ids``, ``inputs_embeds`` and ``num_hashes``.
-            attention_mask: ``[B, M]`` source mask.
-            decoder_input_ids: ``[B, N]`` int64 target tokens.
-            decoder_attention_mask: ``[B, N]`` target mask.
             encoder_outputs: the encoder's output, if it was computed before.
-            position_ids: ``[B, M]`` source positions.
-            decoder_position_ids: ``[B, N]`` target positions.
-            inputs_embeds: ``[B, M, d]`` source vectors.
-            decoder_inputs_embeds: ``[B, N, d]`` target vectors.
-            num_hashes: hash rounds of this call.
-            output_hidden_states: also return intermediate states.
-            output_attentions: also return attention weights, for short sequences.
-            past_key_values: a :class:`~reformer_hf.ReformerEncoderDecoderCache`; see
-                :meth:`ReformerModel.forward`. With the keys and values of the source in it, neither
-                the source nor its encoding is read again.
-            use_cache: return a memory of source and target, as ``past_key_values``.
-            planned_lengths: tokens that the target of each row will have in the end.
-            **kwargs: accepted for compatibility.
+            past_key_values: a :class:`~reformer_hf.ReformerEncoderDecoderCache`. With the keys and
+                values of the source in it, neither the source nor its encoding is read again.
+            use_cache: return a cache of source and target, as ``past_key_values``.
+            planned_lengths: tokens that the target of each row, or of all, will have in the end.
+            **kwargs: :class:`~reformer_hf.models.arguments.OutputKwargs`.
+
+        Returns:
+            ``last_hidden_state`` ``[B, N, d]`` (twice the features with ``stream_merge="concat"``),
+            ``past_key_values`` and the states of encoder and decoder.
 
         Raises:
-            ValueError: no decoder input, or arguments that do not fit together.
+            ValueError: no decoder input, arguments that do not fit together, or one of another
+                shape, type or range, with its name; a cache of another model, batch size or device.
         """
-        config = self.config
         if decoder_input_ids is None and decoder_inputs_embeds is None:
             raise ValueError(
                 "one of `decoder_input_ids`, `decoder_inputs_embeds` and, in a model with a head, "
                 "`labels` must be given, got none of them"
             )
-        check_num_hashes(num_hashes)
-        want_states = flag(output_hidden_states, config.output_hidden_states)
-        want_attentions = flag(output_attentions, config.output_attentions)
+        outputs = wanted_outputs(kwargs, self.config)
         if encoder_outputs is None:
-            encoded: BaseModelOutput = self.encoder(
-                input_ids,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                inputs_embeds=inputs_embeds,
-                num_hashes=num_hashes,
-                output_hidden_states=want_states,
-                output_attentions=want_attentions,
-                return_dict=True,
-            )
+            source = (input_ids, attention_mask, position_ids, inputs_embeds)
+            encoded = self.encoder(*source, num_hashes, return_dict=True, **outputs)
         elif isinstance(encoder_outputs, tuple):
             encoded = BaseModelOutput(*encoder_outputs)
         else:
             encoded = encoder_outputs
         states = encoded.last_hidden_state
-
-        vectors = embed_tokens(
-            decoder_input_ids, decoder_inputs_embeds, self.encoder.word_embeddings, "decoder_"
-        )
-        if states.shape[0] != vectors.shape[0]:
-            raise ValueError(
-                f"source and target must have the same batch size, got {states.shape[0]} and "
-                f"{vectors.shape[0]}"
-            )
-        if attention_mask is not None:
-            check_shape(attention_mask, states.shape[:2], "attention_mask")
-        pair = find_encoder_decoder_cache(past_key_values, use_cache, config, planned_lengths)
+        pair = find_encoder_decoder_cache(past_key_values, use_cache, self.config, planned_lengths)
         cache = None if pair is None else pair.self_attention_cache
-        mask = mask_of_new_tokens(decoder_attention_mask, cache, vectors, "decoder_attention_mask")
-        padding = read_padding(mask, vectors, "decoder_attention_mask")
-        hash_seed, dropout_seed = draw_seeds(config, self.training)
-        if cache is not None:
-            hash_seed = open_cache(cache, vectors, padding, hash_seed, num_hashes)
-            num_hashes, planned_lengths = cache.num_hashes, cache.planned_lengths
-        table = self.decoder.embeddings.position_embeddings
-        num_positions = min(table.num_positions, config.max_target_positions)
-        names = ("decoder_position_ids", "max_target_positions")
-        if cache is not None and decoder_position_ids is None:
-            positions = next_positions(cache, num_positions, names[1])
-        else:
-            positions = read_positions(decoder_position_ids, padding, vectors, num_positions, names)
-        context = ForwardContext(
-            padding,
-            hash_seed,
-            dropout_seed,
-            encoder_real=None if attention_mask is None else attention_mask != 0,
-            num_hashes=num_hashes,
-            planned_lengths=read_plan(planned_lengths, vectors),
-            cache=cache,
-            cross_cache=pair,
+        inputs = prepare_inputs(
+            self._target_side(),
+            decoder_input_ids,
+            decoder_inputs_embeds,
+            decoder_attention_mask,
+            decoder_position_ids,
+            cache,
+            num_hashes,
+            planned_lengths,
+            Source(states, attention_mask, pair),
         )
-        out = self.decoder(vectors, positions, context, states, want_states, want_attentions)
+        out = self.decoder(inputs.vectors, inputs.positions, inputs.context, states, **outputs)
         if cache is not None:
             cache.close()
         return Seq2SeqModelOutput(
@@ -295,14 +260,6 @@ class ReformerForConditionalGeneration(ReformerGenerationMixin, ReformerSeq2SeqP
         self.lm_head = nn.Linear(config.merged_size(), config.vocab_size)
         self.post_init()
 
-    def get_encoder(self, modality: str | None = None) -> nn.Module:
-        """The encoder, a :class:`ReformerModel`."""
-        return self.model.encoder
-
-    def get_decoder(self) -> nn.Module:
-        """The decoder."""
-        return self.model.decoder
-
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         """Decoder inputs that predict ``labels`` ``[B, N]``, for data collators."""
         config = self.config
@@ -322,40 +279,29 @@ class ReformerForConditionalGeneration(ReformerGenerationMixin, ReformerSeq2SeqP
         decoder_inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         num_hashes: int | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        num_items_in_batch: NumItems = None,
+        *,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         planned_lengths: int | Sequence[int] | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[OutputKwargs],
     ) -> Seq2SeqLMOutput:
         """Predict the target.
 
+        All arguments that are not listed here are those of :meth:`ReformerSeq2SeqModel.forward`.
+        Decoder inputs and their mask are made from the labels if they are not given.
+
         Args:
-            input_ids: see :meth:`ReformerSeq2SeqModel.forward`, as for all arguments not listed.
-            attention_mask: see there.
-            decoder_input_ids: see there; made from ``labels`` if not given.
-            decoder_attention_mask: see there; likewise.
-            encoder_outputs: see there.
-            position_ids: see there.
-            decoder_position_ids: see there.
-            inputs_embeds: see there.
-            decoder_inputs_embeds: see there.
             labels: ``[B, N]`` int64 target tokens, -100 where there is nothing to predict.
-            num_hashes: see there.
-            output_hidden_states: see there.
-            output_attentions: see there.
-            num_items_in_batch: number of labels to divide the loss by.
-            past_key_values: see there.
-            use_cache: see there.
-            planned_lengths: see there.
-            **kwargs: accepted for compatibility.
+            **kwargs: :class:`~reformer_hf.models.arguments.OutputKwargs`.
 
         Returns:
             ``loss``, ``logits`` ``[B, N, V]``, ``past_key_values`` and the states of encoder and
             decoder. In training with labels and ``config.chunk_size_lm_head > 0`` the logits are
             never formed and ``None``.
+
+        Raises:
+            ValueError: neither labels nor decoder inputs; labels of another shape, type or range;
+                and whatever the model without a head refuses.
         """
         if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
             # Before they become decoder inputs, whose error would name what nobody gave.
@@ -367,25 +313,24 @@ class ReformerForConditionalGeneration(ReformerGenerationMixin, ReformerSeq2SeqP
                 decoder_attention_mask = real
         out = self.model(
             input_ids,
-            attention_mask=attention_mask,
-            decoder_input_ids=decoder_input_ids,
-            decoder_attention_mask=decoder_attention_mask,
-            encoder_outputs=encoder_outputs,
-            position_ids=position_ids,
-            decoder_position_ids=decoder_position_ids,
-            inputs_embeds=inputs_embeds,
-            decoder_inputs_embeds=decoder_inputs_embeds,
-            num_hashes=num_hashes,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
+            attention_mask,
+            decoder_input_ids,
+            decoder_attention_mask,
+            encoder_outputs,
+            position_ids,
+            decoder_position_ids,
+            inputs_embeds,
+            decoder_inputs_embeds,
+            num_hashes,
             past_key_values=past_key_values,
             use_cache=use_cache,
             planned_lengths=planned_lengths,
-            return_dict=True,
+            **for_the_model(kwargs),
         )
         chunk_size = self.config.chunk_size_lm_head if self.training else 0
+        num_items = kwargs.get("num_items_in_batch")
         loss, logits = vocabulary_head(
-            out.last_hidden_state, self.lm_head, labels, chunk_size, num_items_in_batch
+            out.last_hidden_state, self.lm_head, labels, chunk_size, num_items
         )
         return Seq2SeqLMOutput(
             loss=loss,

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils.generic import can_return_tuple
+from typing_extensions import Unpack
 
 from reformer_hf.configuration_reformer import ReformerConfig
+from reformer_hf.models.arguments import ReformerKwargs, for_the_model
 from reformer_hf.models.base import ReformerPreTrainedModel
-from reformer_hf.models.losses import NumItems, sequence_loss
-from reformer_hf.models.model import ReformerModel, causality_under_encoder_head, mask_of
+from reformer_hf.models.inputs import real_tokens
+from reformer_hf.models.losses import sequence_loss
+from reformer_hf.models.model import ReformerModel, causality_under_encoder_head
 
 
 class ClassificationHead(nn.Module):
@@ -27,8 +28,7 @@ class ClassificationHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[B, num_labels]`` of ``[B, merged_size]``."""
-        logits: Tensor = self.out_proj(self.dropout(torch.tanh(self.dense(self.dropout(x)))))
-        return logits
+        return self.out_proj(self.dropout(torch.tanh(self.dense(self.dropout(x)))))
 
 
 def pool(states: Tensor, attention_mask: Tensor | None, pooling: str) -> Tensor:
@@ -42,7 +42,7 @@ def pool(states: Tensor, attention_mask: Tensor | None, pooling: str) -> Tensor:
     Returns:
         ``[B, d]``; zeros for the mean of a row without real tokens.
     """
-    real = mask_of(attention_mask, states)
+    real = real_tokens(attention_mask, states)
     if pooling == "first":
         first = real.to(torch.int64).argmax(dim=1)
         return states[torch.arange(states.shape[0], device=states.device), first]
@@ -75,48 +75,31 @@ class ReformerForSequenceClassification(ReformerPreTrainedModel):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        num_hashes: int | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        num_items_in_batch: NumItems = None,
-        **kwargs: Any,
+        **kwargs: Unpack[ReformerKwargs],
     ) -> SequenceClassifierOutput:
         """Classify sequences.
 
+        ``input_ids`` to ``inputs_embeds`` are the inputs of :meth:`ReformerModel.forward`.
+
         Args:
-            input_ids: see :meth:`ReformerModel.forward`, as for all arguments not listed here.
-            attention_mask: see there.
-            position_ids: see there.
-            inputs_embeds: see there.
             labels: ``[B]`` int64 classes, or ``[B, num_labels]`` floats (several labels, or
                 regression).
-            num_hashes: see there.
-            output_hidden_states: see there.
-            output_attentions: see there.
-            num_items_in_batch: number of labels to divide the loss by.
-            **kwargs: accepted for compatibility.
+            **kwargs: :class:`~reformer_hf.models.arguments.ReformerKwargs`.
 
         Returns:
             ``loss``, ``logits`` ``[B, num_labels]``, ``hidden_states``, ``attentions``.
+
+        Raises:
+            ValueError: an input or labels of another shape, type or range, with the name.
         """
         out = self.reformer(
-            input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            num_hashes=num_hashes,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-            return_dict=True,
+            input_ids, attention_mask, position_ids, inputs_embeds, **for_the_model(kwargs)
         )
         pooled = pool(out.last_hidden_state, attention_mask, self.config.classifier_pooling)
         logits = self.classifier(pooled)
         loss = None
         if labels is not None:
-            loss = sequence_loss(self.config, logits, labels, num_items_in_batch)
+            loss = sequence_loss(self.config, logits, labels, kwargs.get("num_items_in_batch"))
         return SequenceClassifierOutput(
-            loss=loss,
-            logits=logits,
-            hidden_states=out.hidden_states,
-            attentions=out.attentions,
+            loss=loss, logits=logits, hidden_states=out.hidden_states, attentions=out.attentions
         )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 from transformers.modeling_outputs import TokenClassifierOutput
 from transformers.utils.generic import can_return_tuple
+from typing_extensions import Unpack
 
 from reformer_hf.configuration_reformer import ReformerConfig
-from reformer_hf.models.base import ReformerPreTrainedModel, check_shape
-from reformer_hf.models.losses import NumItems, token_loss
+from reformer_hf.models.arguments import ReformerKwargs, for_the_model
+from reformer_hf.models.base import ReformerPreTrainedModel
+from reformer_hf.models.checks import check_shape
+from reformer_hf.models.losses import token_loss
 from reformer_hf.models.model import ReformerModel
 
 
@@ -38,47 +39,30 @@ class ReformerForTokenClassification(ReformerPreTrainedModel):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        num_hashes: int | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        num_items_in_batch: NumItems = None,
-        **kwargs: Any,
+        **kwargs: Unpack[ReformerKwargs],
     ) -> TokenClassifierOutput:
         """Classify tokens.
 
+        ``input_ids`` to ``inputs_embeds`` are the inputs of :meth:`ReformerModel.forward`.
+
         Args:
-            input_ids: see :meth:`ReformerModel.forward`, as for all arguments not listed here.
-            attention_mask: see there.
-            position_ids: see there.
-            inputs_embeds: see there.
             labels: ``[B, N]`` int64, -100 where there is nothing to predict.
-            num_hashes: see there.
-            output_hidden_states: see there.
-            output_attentions: see there.
-            num_items_in_batch: number of labels to divide the loss by.
-            **kwargs: accepted for compatibility.
+            **kwargs: :class:`~reformer_hf.models.arguments.ReformerKwargs`.
 
         Returns:
             ``loss``, ``logits`` ``[B, N, num_labels]``, ``hidden_states``, ``attentions``.
+
+        Raises:
+            ValueError: an input or labels of another shape, type or range, with the name.
         """
         out = self.reformer(
-            input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            num_hashes=num_hashes,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-            return_dict=True,
+            input_ids, attention_mask, position_ids, inputs_embeds, **for_the_model(kwargs)
         )
         logits = self.classifier(self.dropout(out.last_hidden_state))
         loss = None
         if labels is not None:
             check_shape(labels, logits.shape[:2], "labels")
-            loss = token_loss(logits, labels, num_items_in_batch)
+            loss = token_loss(logits, labels, kwargs.get("num_items_in_batch"))
         return TokenClassifierOutput(
-            loss=loss,
-            logits=logits,
-            hidden_states=out.hidden_states,
-            attentions=out.attentions,
+            loss=loss, logits=logits, hidden_states=out.hidden_states, attentions=out.attentions
         )

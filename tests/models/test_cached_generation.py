@@ -1,4 +1,4 @@
-"""Decoding with memory is decoding without: the same logits at every step, the same tokens."""
+"""Decoding with a cache is decoding without: the same logits at every step, the same tokens."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ def write(model: ReformerPreTrainedModel, ids: Tensor, mask: Tensor, **options: 
 def assert_same(
     model: ReformerPreTrainedModel, ids: Tensor, mask: Tensor, **options: Any
 ) -> Tensor:
-    """What is written with memory; without it come the same logits and tokens."""
-    with_memory = write(model, ids, mask, use_cache=True, **options)
+    """What is written with a cache; without one come the same logits and tokens."""
+    with_cache = write(model, ids, mask, use_cache=True, **options)
     without = write(model, ids, mask, use_cache=False, **options)
-    assert with_memory.past_key_values is not None
+    assert with_cache.past_key_values is not None
     assert without.past_key_values is None
-    assert len(with_memory.logits) == len(without.logits)
-    for ours, expected in zip(with_memory.logits, without.logits, strict=True):
+    assert len(with_cache.logits) == len(without.logits)
+    for ours, expected in zip(with_cache.logits, without.logits, strict=True):
         assert (ours - expected).abs().max() <= TOLERANCE
-    assert torch.equal(with_memory.sequences, without.sequences)
-    return with_memory.sequences
+    assert torch.equal(with_cache.sequences, without.sequences)
+    return with_cache.sequences
 
 
 def texts(length: int, batch: int) -> tuple[Tensor, Tensor]:
@@ -64,7 +64,7 @@ def texts(length: int, batch: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("rounds", [1, 4])
 @pytest.mark.parametrize("layers", LAYER_MIXES, ids="-".join)
 @pytest.mark.parametrize("num_beams", [1, 4])
-def test_memory_changes_no_logit_and_no_token(
+def test_the_cache_changes_no_logit_and_no_token(
     generating_head: Head, layers: tuple[str, ...], rounds: int, num_beams: int
 ) -> None:
     model = built(generating_head, layers, num_hashes=rounds)
@@ -170,11 +170,11 @@ def test_two_hundred_tokens_of_a_target(layers: tuple[str, ...]) -> None:
         assert_long_beams(model, length)
 
 
-# ---- the memory is what makes it so ----
+# ---- the cache is what makes it so ----
 
 
 @torch.no_grad()
-def test_beams_need_their_memories_reordered(
+def test_beams_need_their_caches_reordered(
     generating_head: Head, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = built(generating_head, ("lsh", "full"))
@@ -209,7 +209,7 @@ def test_the_plan_covers_prompt_and_new_tokens_of_each_row(generating_head: Head
 
 
 @torch.no_grad()
-def test_without_memory_if_the_configuration_says_so(generating_head: Head) -> None:
+def test_without_a_cache_if_the_configuration_says_so(generating_head: Head) -> None:
     model = built(generating_head, ("lsh",))
     model.generation_config.use_cache = False
     assert write(model, *texts(30, batch=2)).past_key_values is None
@@ -275,7 +275,7 @@ def test_assisted_decoding_writes_what_greedy_decoding_writes(
 
 
 @torch.no_grad()
-def test_a_talk_goes_on_from_the_returned_memory() -> None:
+def test_a_talk_goes_on_from_the_returned_cache() -> None:
     model = built(HEAD_OF["causal_lm"], ("full", "lsh", "local"))
     ids, mask = texts(30, batch=2)
     cache = ReformerCache(model.config, planned_lengths=[100, 95])
@@ -310,13 +310,13 @@ def test_hidden_states_of_a_step_are_those_of_its_tokens(
     ids, mask = texts(30, batch=2)
     prefix = "decoder_" if generating_head.seq2seq else ""
     options = {"output_hidden_states": True, "max_new_tokens": 4, "num_beams": num_beams}
-    with_memory, without = (
+    with_cache, without = (
         write(model, ids, mask, use_cache=use_cache, **options)[f"{prefix}hidden_states"]
         for use_cache in (True, False)
     )
     read = 1 if generating_head.seq2seq else ids.shape[1]
-    assert len(with_memory) == len(without) == 4
-    for step, (ours, expected) in enumerate(zip(with_memory, without, strict=True)):
+    assert len(with_cache) == len(without) == 4
+    for step, (ours, expected) in enumerate(zip(with_cache, without, strict=True)):
         assert len(ours) == len(expected) == 4
         for state, whole in zip(ours, expected, strict=True):
             new = read if step == 0 else 1
@@ -377,15 +377,15 @@ def test_the_pipeline_and_the_text_streamer_write_text(capsys: pytest.CaptureFix
 
 
 @torch.no_grad()
-def test_the_chunk_pattern_decodes_without_memory_and_says_so(
+def test_the_chunk_pattern_decodes_without_a_cache_and_says_so(
     generating_head: Head, caplog: pytest.LogCaptureFixture
 ) -> None:
-    generation._say_once_that_there_is_no_memory.cache_clear()
+    generation._warn_once_without_cache.cache_clear()
     model = built(generating_head, ("lsh", "local"), attention_pattern="chunk")
     ids, mask = texts(30, batch=1)
     out = write(model, ids, mask, use_cache=True)
     assert out.past_key_values is None
     assert torch.equal(out.sequences, write(model, ids, mask, use_cache=False).sequences)
-    assert [r.levelname for r in caplog.records if "without memory" in r.message] == ["WARNING"]
+    assert [r.levelname for r in caplog.records if "without a cache" in r.message] == ["WARNING"]
     with pytest.raises(ValueError, match=r"must be .window. for an exact memory"):
         model(ids, decoder_input_ids=ids, use_cache=True)

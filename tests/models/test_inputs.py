@@ -1,9 +1,12 @@
-"""Equivalent ways to say the same input give the same output."""
+"""Equivalent ways to say the same input give the same output, and every way is found by name."""
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
+from transformers.utils.generic import find_labels
 
 from tests.models.builders import HEAD_OF, Batch, Head, pad_rows, random_ids
 
@@ -101,3 +104,93 @@ def test_an_encoder_output_can_be_computed_beforehand(as_tuple: bool) -> None:
         actual = model(encoder_outputs=encoded, attention_mask=mask, labels=labels)
     assert torch.equal(actual.logits, expected.logits)
     assert torch.equal(actual.encoder_last_hidden_state, expected.encoder_last_hidden_state)
+
+
+# ---- what transformers reads of a signature ----
+
+INPUTS = ["input_ids", "attention_mask", "position_ids", "inputs_embeds"]
+SEQ2SEQ_INPUTS = [
+    "input_ids",
+    "attention_mask",
+    "decoder_input_ids",
+    "decoder_attention_mask",
+    "encoder_outputs",
+    "position_ids",
+    "decoder_position_ids",
+    "inputs_embeds",
+    "decoder_inputs_embeds",
+]
+LABELS = {None: [], "span": ["start_positions", "end_positions"]}
+FOR_GENERATE = {"num_hashes", "past_key_values", "use_cache", "planned_lengths"}
+
+
+def test_trainer_finds_every_column_in_the_signature(head: Head) -> None:
+    """In the order in which they can be given without a name; and it may pass on what it counts."""
+    parameters = inspect.signature(head.model_class.forward).parameters
+    columns = (SEQ2SEQ_INPUTS if head.seq2seq else INPUTS) + LABELS.get(head.task, ["labels"])
+    assert list(parameters)[1 : 1 + len(columns)] == columns
+    assert parameters["kwargs"].kind is inspect.Parameter.VAR_KEYWORD
+
+
+def test_trainer_takes_no_column_for_labels_that_is_none(head: Head) -> None:
+    assert find_labels(head.model_class) == LABELS.get(head.task, ["labels"])
+
+
+def test_generate_finds_what_it_passes_on(generating_head: Head) -> None:
+    names = set(inspect.signature(generating_head.model_class.forward).parameters)
+    assert names >= FOR_GENERATE
+    if not generating_head.seq2seq:
+        assert "logits_to_keep" in names
+
+
+@torch.no_grad()
+def test_generate_refuses_a_name_that_nobody_knows(generating_head: Head) -> None:
+    model = generating_head.build().eval()
+    with pytest.raises(ValueError, match=r"not used by the model: \['num_hash'\]"):
+        model.generate(random_ids(1, 9, seed=1), max_new_tokens=1, num_hash=2)
+
+
+@torch.no_grad()
+def test_inputs_and_labels_need_no_names(head: Head) -> None:
+    model = head.build().eval()
+    batch = head.batch(2, 30)
+    names = list(inspect.signature(head.model_class.forward).parameters)[1:]
+    last = max(names.index(name) for name in batch)
+    given = model(*[batch.get(name) for name in names[: last + 1]])
+    assert torch.equal(head.scores(given), head.scores(model(**batch)))
+    assert torch.equal(head.objective(given), head.objective(model(**batch)))
+
+
+@torch.no_grad()
+def test_options_reach_the_model_under_a_head(head: Head) -> None:
+    model, inputs = head.build().eval(), head.inputs(2, 90)
+    plain = model(**inputs)
+    more = model(**inputs, num_hashes=4, output_hidden_states=True, output_attentions=True)
+    assert not torch.equal(head.scores(more), head.scores(plain))
+    side = "encoder_" if head.seq2seq else ""
+    for name in (f"{side}hidden_states", f"{side}attentions"):
+        assert name not in plain
+        assert len(more[name]) >= len(model.config.attn_layers)
+
+
+@torch.no_grad()
+def test_names_that_a_model_does_not_know_have_no_effect(head: Head) -> None:
+    model, inputs = head.build().eval(), head.inputs(2, 30)
+    expected = head.scores(model(**inputs))
+    assert torch.equal(head.scores(model(**inputs, token_type_ids=None, anything=3)), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["masked_lm", "token_classification", "sequence_classification"])
+def test_what_is_for_generation_ends_at_a_head_that_reads_both_sides(name: str) -> None:
+    head = HEAD_OF[name]
+    model, inputs = head.build().eval(), head.inputs(2, 90)
+    expected = head.scores(model(**inputs))
+    given = {"use_cache": True, "past_key_values": object(), "planned_lengths": 50_000}
+    assert torch.equal(head.scores(model(**inputs, **given)), expected)
+
+
+def test_what_comes_behind_labels_has_to_be_named(generating_head: Head) -> None:
+    names = list(inspect.signature(generating_head.model_class.forward).parameters)[1:]
+    with pytest.raises(TypeError, match="positional arguments"):
+        generating_head.build()(*[None] * (names.index("num_hashes") + 2))

@@ -1,0 +1,258 @@
+"""From what a caller gives to what a stack works on: vectors, positions and a context.
+
+:func:`prepare_inputs` does it once for all models: for the stack of a model that has one, which is
+also the encoder of a sequence-to-sequence model, and for a decoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import EncoderDecoderCache
+
+from reformer_hf.cache import ReformerCache
+from reformer_hf.configuration_reformer import ReformerConfig
+from reformer_hf.layers.context import ForwardContext, draw_seeds
+from reformer_hf.layers.embeddings import PositionEmbeddings
+from reformer_hf.models.checks import check_ids, check_shape
+from reformer_hf.ops.padding import Padding
+
+
+@dataclass(frozen=True)
+class InputSide:
+    """Whose inputs these are: which tables they are looked up in, and what errors call them.
+
+    Attributes:
+        config: the model's configuration.
+        training: every pass draws new seeds.
+        word_embeddings: the token embedding ``[V, d]``.
+        position_embeddings: the table of positions.
+        prefix: what the names of the arguments begin with.
+        limit_name: the field of the configuration that limits the positions.
+    """
+
+    config: ReformerConfig
+    training: bool
+    word_embeddings: nn.Embedding
+    position_embeddings: PositionEmbeddings
+    prefix: str = ""
+    limit_name: str = "max_position_embeddings"
+
+    @property
+    def num_positions(self) -> int:
+        """Positions that the model knows; an axial table may have some to spare."""
+        return min(self.position_embeddings.num_positions, getattr(self.config, self.limit_name))
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a decoder attends to besides its own tokens.
+
+    Attributes:
+        states: ``[B, M, merged_size]``, the encoder's output.
+        attention_mask: ``[B, M]``, 0 for padding; ``None``: there is none.
+        cache: where the cross-attention layers keep keys and values of the states.
+    """
+
+    states: Tensor
+    attention_mask: Tensor | None
+    cache: EncoderDecoderCache | None
+
+
+@dataclass(frozen=True)
+class PreparedInputs:
+    """What a stack works on.
+
+    Attributes:
+        vectors: ``[B, N, d]`` token vectors.
+        positions: ``[B or 1, N]`` int64.
+        context: what the layers share in this pass.
+    """
+
+    vectors: Tensor
+    positions: Tensor
+    context: ForwardContext
+
+
+def real_tokens(attention_mask: Tensor | None, tokens: Tensor) -> Tensor:
+    """Which tokens an attention mask calls real.
+
+    Args:
+        attention_mask: ``[B, N]`` or, with earlier tokens in a cache, ``[B, past + N]``; 0 for
+            padding. ``None``: all tokens are real.
+        tokens: ``[B, N, ..]``, whatever there is of the tokens in question.
+
+    Returns:
+        ``[B, N]`` bool.
+    """
+    if attention_mask is None:
+        return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+    return attention_mask[:, -tokens.shape[1] :] != 0
+
+
+def prepare_inputs(
+    side: InputSide,
+    ids: Tensor | None,
+    embeds: Tensor | None,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None,
+    cache: ReformerCache | None,
+    num_hashes: int | None,
+    planned_lengths: int | Sequence[int] | None,
+    source: Source | None = None,
+) -> PreparedInputs:
+    """Check the inputs of one stack and bring them into the form it works on.
+
+    If there is a cache, its call is opened here; who runs the stack closes it.
+
+    Args:
+        side: whose inputs these are.
+        ids: ``[B, N]`` int64 token ids, or ``None``.
+        embeds: ``[B, N, d]`` token vectors, or ``None``; one of the two must be given.
+        attention_mask: ``[B, N]``, or ``[B, past + N]`` with earlier tokens in the cache.
+        position_ids: ``[B or 1, N]`` int64; ``None``: the number of real tokens before each.
+        cache: earlier tokens, to which these are added. Hash rounds and planned lengths are those
+            of its first call.
+        num_hashes: hash rounds of this pass; ``None``: those of the configuration.
+        planned_lengths: tokens that each row, or all alike, will have in the end.
+        source: what a decoder attends to.
+
+    Raises:
+        ValueError: something of another shape, type, range or device than expected, with the
+            argument's name; or a source, cache or plan of another batch size.
+    """
+    if num_hashes is not None and num_hashes < 1:
+        raise ValueError(f"`num_hashes` must be at least 1, got {num_hashes}")
+    vectors = _embed_tokens(side, ids, embeds)
+    encoder_real = None if source is None else _read_source(source, vectors)
+    padding = _read_padding(attention_mask, cache, vectors, f"{side.prefix}attention_mask")
+    hash_seed, dropout_seed = draw_seeds(side.config, side.training)
+    if cache is not None:
+        batch, length, _ = vectors.shape
+        cache.open(batch, length, padding, vectors.device, hash_seed, num_hashes)
+        hash_seed = hash_seed if cache.hash_seed is None else cache.hash_seed
+        num_hashes, planned_lengths = cache.num_hashes, cache.planned_lengths
+    positions = _read_positions(side, position_ids, padding, cache, vectors)
+    context = ForwardContext(
+        padding=padding,
+        hash_seed=hash_seed,
+        dropout_seed=dropout_seed,
+        encoder_real=encoder_real,
+        num_hashes=num_hashes,
+        planned_lengths=_read_plan(planned_lengths, vectors.shape[0]),
+        cache=cache,
+        cross_cache=None if source is None else source.cache,
+    )
+    return PreparedInputs(vectors, positions, context)
+
+
+def _embed_tokens(side: InputSide, ids: Tensor | None, embeds: Tensor | None) -> Tensor:
+    """Token vectors ``[B, N, d]`` from ids or from vectors, whichever was given."""
+    table, prefix = side.word_embeddings, side.prefix
+    if (ids is None) == (embeds is None):
+        raise ValueError(
+            f"exactly one of `{prefix}input_ids` and `{prefix}inputs_embeds` must be given, "
+            f"got {'neither' if ids is None else 'both'}"
+        )
+    if embeds is not None:
+        if embeds.dim() != 3 or embeds.shape[-1] != table.embedding_dim:
+            raise ValueError(
+                f"`{prefix}inputs_embeds` must be [batch, length, {table.embedding_dim}], "
+                f"got {list(embeds.shape)}"
+            )
+        vectors = embeds
+    elif ids is not None:
+        if ids.dim() != 2:
+            raise ValueError(f"`{prefix}input_ids` must be [batch, length], got {list(ids.shape)}")
+        check_ids(ids, table.num_embeddings, f"{prefix}input_ids")
+        vectors = table(ids)
+    if vectors.shape[0] == 0 or vectors.shape[1] == 0:
+        raise ValueError(
+            f"`{prefix}input_ids` must hold at least one row and one token, "
+            f"got shape {list(vectors.shape[:2])}"
+        )
+    return vectors
+
+
+def _read_source(source: Source, vectors: Tensor) -> Tensor | None:
+    """``[B, M]`` bool, which tokens of the source are real; ``None`` without a mask."""
+    rows, mask = source.states.shape[0], source.attention_mask
+    if rows != vectors.shape[0]:
+        raise ValueError(
+            f"source and target must have the same batch size, got {rows} and {vectors.shape[0]}"
+        )
+    if mask is None:
+        return None
+    check_shape(mask, source.states.shape[:2], "attention_mask")
+    return real_tokens(mask, source.states)
+
+
+def _read_padding(
+    attention_mask: Tensor | None, cache: ReformerCache | None, vectors: Tensor, name: str
+) -> Padding | None:
+    """The padding among the new tokens; the mask may cover those in the cache too."""
+    if attention_mask is None:
+        return None
+    if cache is None:
+        check_shape(attention_mask, vectors.shape[:2], name)
+        return Padding.from_attention_mask(attention_mask)
+    batch, length = vectors.shape[:2]
+    new, all_tokens = [batch, length], [batch, cache.get_seq_length() + length]
+    if list(attention_mask.shape) not in (new, all_tokens):
+        raise ValueError(
+            f"`{name}` must be [batch, length] = {all_tokens} with the tokens in memory, "
+            f"or {new} without, got {list(attention_mask.shape)}"
+        )
+    return Padding.from_attention_mask(attention_mask[:, -length:])
+
+
+def _read_positions(
+    side: InputSide,
+    position_ids: Tensor | None,
+    padding: Padding | None,
+    cache: ReformerCache | None,
+    vectors: Tensor,
+) -> Tensor:
+    """Positions ``[B or 1, N]``: those given, or the number of real tokens before each token."""
+    batch, length = vectors.shape[:2]
+    limit_name, limit = side.limit_name, side.num_positions
+    if position_ids is not None:
+        name = f"{side.prefix}position_ids"
+        if position_ids.shape not in ((batch, length), (1, length)):
+            raise ValueError(
+                f"`{name}` must be [{batch} or 1, {length}], got {list(position_ids.shape)}"
+            )
+        check_ids(position_ids, limit, name, limit_name)
+        return position_ids
+    if cache is not None:
+        longest = max(cache.timeline.coming_ends)
+    else:
+        # While a graph is traced, the lengths of padded rows are not known and not checked.
+        longest = length if padding is None else max((1, *(padding.lengths or ())))
+    if longest > limit:
+        cached = "" if cache is None else f" with {cache.get_seq_length()} in `past_key_values`"
+        raise ValueError(
+            f"the sequence must have at most {limit_name}={limit} tokens, got {longest}{cached}; "
+            "see `resize_position_embeddings`"
+        )
+    if cache is not None:
+        return cache.timeline.coming_positions()
+    if padding is not None:
+        return padding.positions()
+    return torch.arange(length, device=vectors.device).unsqueeze(0)
+
+
+def _read_plan(planned_lengths: int | Sequence[int] | None, batch: int) -> tuple[int, ...] | None:
+    """Planned lengths of all rows."""
+    if planned_lengths is None:
+        return None
+    if isinstance(planned_lengths, int):
+        planned_lengths = (planned_lengths,) * batch
+    if len(planned_lengths) != batch or min(planned_lengths) < 1:
+        raise ValueError(
+            f"`planned_lengths` must hold {batch} positive numbers, got {list(planned_lengths)}"
+        )
+    return tuple(planned_lengths)

@@ -1,24 +1,25 @@
-"""Configurations of the family, and all validation of their fields."""
+"""The two configurations of the family."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
-from transformers.activations import ACT2FN
 
-from reformer_hf.choices import (
-    ATTENTION_BACKENDS,
-    ATTENTION_KINDS,
-    ATTENTION_PATTERNS,
-    CLASSIFIER_POOLINGS,
-    HASH_FAMILIES,
-    HEAD_MERGES,
-    STREAM_MERGES,
+from reformer_hf.configuration_checks import (
+    check_attention,
+    check_choices,
+    check_positions,
+    check_rest,
+    check_sizes,
+    integer,
+    probability,
+    shape,
+    token_id,
 )
 
 # Seed of the hash rotations in evaluation and generation where `hash_seed` is unset.
@@ -270,11 +271,11 @@ class ReformerConfig(PreTrainedConfig):
         Raises:
             ValueError: naming the field, what is expected and what was given.
         """
-        _check_sizes(self)
-        _check_choices(self)
-        _check_attention(self, "attn_layers")
-        _check_positions(self)
-        _check_rest(self)
+        check_sizes(self)
+        check_choices(self)
+        check_attention(self, "attn_layers")
+        check_positions(self)
+        check_rest(self)
 
 
 class ReformerSeq2SeqConfig(ReformerConfig):
@@ -332,14 +333,14 @@ class ReformerSeq2SeqConfig(ReformerConfig):
         return derive_axial_shape(self.max_target_positions)
 
     def check(self) -> None:
-        """See [`ReformerConfig.check`]."""
+        """Validate all fields, as in [`ReformerConfig`], and those of the decoder."""
         super().check()
-        _check_attention(self, "decoder_attn_layers")
-        _integer(self, "max_target_positions", 1)
-        _shape(self, "decoder_axial_pos_shape", "max_target_positions")
-        _integer(self, "decoder_feed_forward_size", 1, optional=True)
-        _probability(self, "cross_attention_probs_dropout_prob")
-        _token_id(self, "decoder_start_token_id")
+        check_attention(self, "decoder_attn_layers")
+        integer(self, "max_target_positions", 1)
+        shape(self, "decoder_axial_pos_shape", "max_target_positions")
+        integer(self, "decoder_feed_forward_size", 1, optional=True)
+        probability(self, "cross_attention_probs_dropout_prob")
+        token_id(self, "decoder_start_token_id")
         if self.decoder_start_token_id is None:
             raise ValueError("`decoder_start_token_id` must be a token id, got None")
         if self.is_encoder_decoder is not True:
@@ -353,173 +354,3 @@ def split_features(hidden_size: int, axes: int) -> tuple[int, ...]:
     first = max(1, hidden_size // 4)
     share, extra = divmod(hidden_size - first, axes - 1)
     return (first, *(share + (i < extra) for i in range(axes - 1)))
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _integer(config: Any, name: str, least: int, optional: bool = False) -> None:
-    value = getattr(config, name)
-    if optional and value is None:
-        return
-    if not _is_integer(value) or value < least:
-        raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}")
-
-
-def _number(config: Any, name: str) -> float:
-    value = getattr(config, name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"`{name}` must be a finite number, got {value!r}")
-    return float(value)
-
-
-def _probability(config: Any, name: str, optional: bool = False) -> None:
-    if optional and getattr(config, name) is None:
-        return
-    if not 0.0 <= _number(config, name) < 1.0:
-        raise ValueError(f"`{name}` must be in [0, 1), got {getattr(config, name)!r}")
-
-
-def _boolean(config: Any, name: str) -> None:
-    if not isinstance(getattr(config, name), bool):
-        raise ValueError(f"`{name}` must be True or False, got {getattr(config, name)!r}")
-
-
-def _choice(config: Any, name: str, choices: Sequence[str]) -> None:
-    value = getattr(config, name)
-    if value not in choices:
-        raise ValueError(f"`{name}` must be one of {list(choices)}, got {value!r}")
-
-
-def _integers(config: Any, name: str, least: int) -> list[int]:
-    value = getattr(config, name)
-    if not isinstance(value, list | tuple) or not value or not all(map(_is_integer, value)):
-        raise ValueError(f"`{name}` must be a list of integers, got {value!r}")
-    if min(value) < least:
-        raise ValueError(f"`{name}` must hold integers of at least {least}, got {value!r}")
-    return list(value)
-
-
-def _token_id(config: Any, name: str) -> None:
-    value = getattr(config, name)
-    for token in value if isinstance(value, list | tuple) else [value]:
-        if token is not None and not (_is_integer(token) and 0 <= token < config.vocab_size):
-            raise ValueError(
-                f"`{name}` must be None or in [0, vocab_size={config.vocab_size}), got {value!r}"
-            )
-
-
-def _check_sizes(config: ReformerConfig) -> None:
-    for name in (
-        "vocab_size",
-        "hidden_size",
-        "num_attention_heads",
-        "attention_head_size",
-        "feed_forward_size",
-        "max_position_embeddings",
-        "num_hashes",
-        "lsh_attn_chunk_length",
-        "local_attn_chunk_length",
-    ):
-        _integer(config, name, 1)
-    # A window that reaches nothing back would leave a causal token alone with itself.
-    least = 1 if config.attention_pattern == "window" else 0
-    for name in ("lsh_num_chunks_before", "local_num_chunks_before"):
-        _integer(config, name, least)
-    for name in ("chunk_size_feed_forward", "chunk_size_lm_head"):
-        _integer(config, name, 0)
-    for name in ("lsh_num_chunks_after", "local_num_chunks_after", "hash_seed"):
-        _integer(config, name, 0, optional=True)
-
-
-def _check_choices(config: ReformerConfig) -> None:
-    _choice(config, "hash_family", HASH_FAMILIES)
-    _choice(config, "attention_pattern", ATTENTION_PATTERNS)
-    _choice(config, "attention_backend", ATTENTION_BACKENDS)
-    _choice(config, "head_merge", HEAD_MERGES)
-    _choice(config, "stream_merge", STREAM_MERGES)
-    _choice(config, "classifier_pooling", CLASSIFIER_POOLINGS)
-    if not isinstance(config.hidden_act, str) or config.hidden_act not in ACT2FN:
-        raise ValueError(f"`hidden_act` must be one of {sorted(ACT2FN)}, got {config.hidden_act!r}")
-    for name in (
-        "axial_pos_embds",
-        "count_duplicates",
-        "reversible",
-        "exact_reversible",
-        "is_decoder",
-        "tie_word_embeddings",
-    ):
-        _boolean(config, name)
-
-
-def _check_attention(config: ReformerConfig, name: str) -> None:
-    kinds = getattr(config, name)
-    if not isinstance(kinds, list | tuple) or not kinds:
-        raise ValueError(f"`{name}` must be a list with at least one layer, got {kinds!r}")
-    unknown = [kind for kind in kinds if kind not in ATTENTION_KINDS]
-    if unknown:
-        raise ValueError(f"`{name}` must hold only {list(ATTENTION_KINDS)}, got {unknown[0]!r}")
-
-
-def _shape(config: Any, name: str, maximum: str) -> None:
-    if getattr(config, name) is None:
-        return
-    shape, least = _integers(config, name, 1), getattr(config, maximum)
-    if math.prod(shape) < least:
-        raise ValueError(
-            f"`{name}` must have a product of at least {maximum}={least}, got {shape} with product "
-            f"{math.prod(shape)}"
-        )
-
-
-def _check_positions(config: ReformerConfig) -> None:
-    if not config.axial_pos_embds:
-        return
-    _shape(config, "axial_pos_shape", "max_position_embeddings")
-    axes = len(config.position_shape())
-    if config.axial_pos_embds_dim is not None:
-        dims = _integers(config, "axial_pos_embds_dim", 1)
-        if len(dims) != axes or sum(dims) != config.hidden_size:
-            raise ValueError(
-                f"`axial_pos_embds_dim` must hold {axes} numbers with sum hidden_size="
-                f"{config.hidden_size}, got {dims} with sum {sum(dims)}"
-            )
-    elif config.hidden_size < axes:
-        raise ValueError(
-            f"`hidden_size` must be at least the number of position axes, {axes}, "
-            f"got {config.hidden_size}"
-        )
-
-
-def _check_rest(config: ReformerConfig) -> None:
-    if config.num_buckets is not None:
-        single = _is_integer(config.num_buckets)
-        factors = [config.num_buckets] if single else _integers(config, "num_buckets", 1)
-        if any(b < 1 or (b > 1 and b % 2) for b in factors):  # type: ignore[operator]
-            raise ValueError(
-                "`num_buckets` must be 1 or even, as must each of its factors, "
-                f"got {config.num_buckets!r}"
-            )
-    for name in (
-        "hidden_dropout_prob",
-        *(f"{k}_attention_probs_dropout_prob" for k in ATTENTION_KINDS),
-    ):
-        _probability(config, name)
-    _probability(config, "classifier_dropout", optional=True)
-    for name in ("hash_bucket_width", "layer_norm_eps"):
-        if _number(config, name) <= 0.0:
-            raise ValueError(f"`{name}` must be positive, got {getattr(config, name)!r}")
-    for name in ("initializer_range", "axial_norm_std"):
-        if _number(config, name) < 0.0:
-            raise ValueError(f"`{name}` must not be negative, got {getattr(config, name)!r}")
-    grid = _number(config, "residual_grid")
-    if not 2.0**-24 <= grid <= 1.0 or math.frexp(grid)[0] != 0.5:
-        raise ValueError(f"`residual_grid` must be a power of two in [2**-24, 1], got {grid!r}")
-    if config.stream_merge == "concat" and config.tie_word_embeddings:
-        raise ValueError(
-            "`tie_word_embeddings` must be False with stream_merge='concat' (the head then reads "
-            "twice as many features as an embedding has), got True"
-        )
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        _token_id(config, name)

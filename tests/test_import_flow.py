@@ -38,6 +38,7 @@ FLOW["exports"] = set(FLOW)
 
 GROUP_OF_FILE = {
     "choices": "configuration",
+    "configuration_checks": "configuration",
     "configuration_reformer": "configuration",
     "tokenization": "tokenization",
     "ops": "ops",

@@ -9,7 +9,7 @@ from reformer_hf.configuration_reformer import ReformerConfig
 from reformer_hf.layers.context import ForwardContext
 from reformer_hf.layers.footprint import Footprint, PassShape
 from reformer_hf.layers.norm import StreamLayerNorm
-from reformer_hf.layers.sub_layer import Residual, SubLayer
+from reformer_hf.layers.sub_layer import SubLayer, WithWeights
 
 # Inner activations that a slice should have at most on a CPU (16 MiB of fp32): fresh memory above
 # 32 MiB comes from the operating system every time, which clears it page by page.
@@ -41,7 +41,7 @@ class FeedForward(SubLayer):
     def last_module(self) -> nn.Module:
         return self.outer
 
-    def hidden(self, x: Tensor, *inputs: Tensor, context: ForwardContext | None) -> Residual:
+    def hidden(self, x: Tensor, *inputs: Tensor, context: ForwardContext | None) -> WithWeights:
         """Inner activations ``[B, n, inner_size]`` of a slice ``[B, n, d]`` of a stream."""
         return self.activation(self.dropout(self.inner(self.norm(x)))), None
 

@@ -14,7 +14,7 @@ from reformer_hf.layers.footprint import Footprint, PassShape
 from reformer_hf.layers.heads import HeadMerge, split_heads
 from reformer_hf.layers.norm import StreamLayerNorm
 from reformer_hf.layers.self_attention import QueryKeyValueAttention
-from reformer_hf.layers.sub_layer import Residual, SubLayer
+from reformer_hf.layers.sub_layer import SubLayer, WithWeights
 from reformer_hf.ops.padding import Padding
 from reformer_hf.ops.sorting import padding_order
 
@@ -110,6 +110,8 @@ class CrossAttention(SubLayer):
         layer_index: index in the decoder.
     """
 
+    returns_weights = True
+
     def __init__(self, config: ReformerSeq2SeqConfig, layer_index: int) -> None:
         super().__init__()
         self.config = config
@@ -130,7 +132,7 @@ class CrossAttention(SubLayer):
     def last_module(self) -> nn.Module:
         return self.output
 
-    def hidden(self, x: Tensor, *inputs: Tensor, context: ForwardContext | None) -> Residual:
+    def hidden(self, x: Tensor, *inputs: Tensor, context: ForwardContext | None) -> WithWeights:
         """Attention output of all heads ``[B, H, N, D]``, and the weights if asked for.
 
         Args:

@@ -11,7 +11,7 @@ from reformer_hf.layers.context import ForwardContext
 from reformer_hf.layers.footprint import Footprint, PassShape
 from reformer_hf.layers.heads import HeadMerge, split_heads
 from reformer_hf.layers.norm import StreamLayerNorm
-from reformer_hf.layers.sub_layer import Residual, SubLayer
+from reformer_hf.layers.sub_layer import SubLayer, WithWeights
 from reformer_hf.ops.attention_window import AttentionWindow
 from reformer_hf.ops.windowed_attention.reference import MAX_LENGTH
 
@@ -27,6 +27,8 @@ class SelfAttention(SubLayer):
         layer_index: index in the stack; layers of one stack hash with different rotations.
         causal: tokens do not see later tokens.
     """
+
+    returns_weights = True
 
     def __init__(self, config: ReformerConfig, layer_index: int, causal: bool) -> None:
         super().__init__()
@@ -80,7 +82,7 @@ class SelfAttention(SubLayer):
     def last_module(self) -> nn.Module:
         return self.output
 
-    def hidden(self, x: Tensor, *inputs: Tensor, context: ForwardContext | None) -> Residual:
+    def hidden(self, x: Tensor, *inputs: Tensor, context: ForwardContext | None) -> WithWeights:
         """Attention output of all heads ``[B, H, N, D]``, and the weights if asked for."""
         if context is None:
             raise ValueError("`context` must be a ForwardContext, got None")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NoReturn, cast
+from typing import Any, ClassVar, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,8 @@ from reformer_hf.layers.context import ForwardContext
 from reformer_hf.layers.footprint import Footprint, PassShape
 from reformer_hf.ops.reversible import ReversibleStep, Take
 
-# A residual ``[B, N, d]``, and attention weights if they were asked for.
-Residual = tuple[Tensor, Tensor | None]
+# What the last module reads, or a residual; and attention weights if they were asked for.
+WithWeights = tuple[Tensor, Tensor | None]
 
 
 class SubLayer(nn.Module):
@@ -34,8 +34,10 @@ class SubLayer(nn.Module):
     """
 
     dropout: nn.Dropout
+    # Attention returns its output and its weights, everything else its output.
+    returns_weights: ClassVar[bool] = False
 
-    def hidden(self, x: Tensor, *inputs: Tensor, context: ForwardContext | None) -> Residual:
+    def hidden(self, x: Tensor, *inputs: Tensor, context: ForwardContext | None) -> WithWeights:
         """What the last module reads, from a stream ``[B, N, d]``; and attention weights."""
         raise NotImplementedError
 
@@ -59,7 +61,7 @@ class SubLayer(nn.Module):
         *inputs: Tensor,
         context: ForwardContext | None = None,
         take: Take | None = None,
-    ) -> Residual:
+    ) -> Tensor | WithWeights:
         """What the sub-layer adds to one stream, from the other.
 
         Args:
@@ -69,17 +71,20 @@ class SubLayer(nn.Module):
             take: the step of the reversible engine is taken now, within this call.
 
         Returns:
-            The residual ``[B, N, d]``, and attention weights if ``context`` asks for them.
+            The residual ``[B, N, d]``; in attention also the weights, ``None`` unless ``context``
+            asks for them.
         """
         if take is not None:
+            # Calling the module again would bring in its parameters a second time.
             function = partial(self._residual, context=context)
-            return take(x, function, tuple(self.parameters())), None
+            return take(x, function, tuple(self.parameters()))
         hidden, weights = self.hidden(x, *inputs, context=context)
-        return self.dropout(self.last_module(hidden)), weights
+        residual: Tensor = self.dropout(self.last_module(hidden))
+        return (residual, weights) if self.returns_weights else residual
 
     def _residual(self, x: Tensor, *inputs: Tensor, context: ForwardContext | None) -> Tensor:
         """The residual alone, without calling the module."""
-        return SubLayer.forward(self, x, *inputs, context=context)[0]
+        return _with_weights(SubLayer.forward(self, x, *inputs, context=context))[0]
 
     # ---- without the last product ----
 
@@ -124,8 +129,7 @@ class SubLayer(nn.Module):
         """
 
         def function(x: Tensor, *inputs: Tensor) -> Tensor:
-            residual: Tensor = self(x, *inputs, context=context)[0]
-            return residual
+            return _with_weights(self(x, *inputs, context=context))[0]
 
         parameters, chunk_size = tuple(self.parameters()), self.chunk_size(x)
         sharded = any(isinstance(part, FSDPModule) for part in self.modules())
@@ -172,10 +176,9 @@ class SubLayerCall:
     context: ForwardContext
     inputs: tuple[Tensor, ...] = ()
 
-    def __call__(self, x: Tensor) -> Residual:
+    def __call__(self, x: Tensor) -> WithWeights:
         """The residual and attention weights, by plain autograd."""
-        found: Residual = self.module(x, *self.inputs, context=self.context)
-        return found
+        return _with_weights(self.module(x, *self.inputs, context=self.context))
 
     def residual(self, x: Tensor) -> Tensor:
         """The residual alone."""
@@ -184,6 +187,11 @@ class SubLayerCall:
     def step(self, x: Tensor) -> ReversibleStep:
         """The same as a step of the engine, on streams that start as ``x``."""
         return self.module.step(x, self.context, self.inputs)
+
+
+def _with_weights(returned: Tensor | WithWeights) -> WithWeights:
+    """What a sub-layer returned, with ``None`` for the weights that it does not have."""
+    return returned if isinstance(returned, tuple) else (returned, None)
 
 
 class _LinearGradients(torch.autograd.Function):

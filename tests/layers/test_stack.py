@@ -45,7 +45,7 @@ def test_encoder_layers_add_attention_to_one_stream_and_feed_forward_to_the_othe
     first, second = x, x
     for layer in stack.layers:
         first = first + layer.attention(second, context=CONTEXT)[0]
-        second = second + layer.feed_forward(first)[0]
+        second = second + layer.feed_forward(first)
     merged = (first + second) / 2 if merge == "mean" else torch.cat((first, second), -1)
     out = stack(x, CONTEXT).last_hidden_state
     assert torch.allclose(out, stack.norm(merged), atol=1e-6)
@@ -60,11 +60,11 @@ def test_every_sub_layer_of_a_decoder_adds_to_the_stream_whose_turn_it_is(revers
     step = 0
     for layer in stack.layers:
         for function in (
-            lambda s, layer=layer: layer.attention(s, context=CONTEXT),
-            lambda s, layer=layer: layer.cross_attention(s, source, context=CONTEXT),
+            lambda s, layer=layer: layer.attention(s, context=CONTEXT)[0],
+            lambda s, layer=layer: layer.cross_attention(s, source, context=CONTEXT)[0],
             layer.feed_forward,
         ):
-            streams[step % 2] = streams[step % 2] + function(streams[1 - step % 2])[0]
+            streams[step % 2] = streams[step % 2] + function(streams[1 - step % 2])
             step += 1
     expected = stack.norm((streams[0] + streams[1]) / 2)
     out = stack(x, CONTEXT, encoder_states=source).last_hidden_state

@@ -69,8 +69,8 @@ def test_hooks_of_a_host_see_it_called_before_and_after_its_gradients() -> None:
     def before(_: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
         return (Behind.apply(arguments[0]),)
 
-    def after(_: nn.Module, __: object, out: tuple[Tensor, None]) -> None:
-        out[0].register_hook(lambda _: events.append("stream"))
+    def after(_: nn.Module, __: object, out: Tensor) -> None:
+        out.register_hook(lambda _: events.append("stream"))
 
     layer.register_forward_pre_hook(before)
     layer.register_forward_hook(after)

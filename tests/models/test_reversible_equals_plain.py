@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from reformer_hf import ReformerPreTrainedModel
-from reformer_hf.layers.stack import ReformerStack
+from reformer_hf.layers import stack
 from reformer_hf.ops.reversible import Keep
 from tests.models.builders import (
     ALL_DROPOUTS,
@@ -32,11 +32,7 @@ MIXED = ["local", "lsh", "full"]
 def _kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small models could keep everything: let them compute all of it twice, too."""
     if request.param == "keeping nothing":
-        monkeypatch.setattr(
-            ReformerStack,
-            "_choose_kept",
-            lambda self, steps, x: (len(steps), [Keep()] * len(steps)),
-        )
+        monkeypatch.setattr(stack, "choose_kept", lambda steps, *_: [Keep()] * len(steps))
 
 
 def both(head: Head, **options: Any) -> tuple[ReformerPreTrainedModel, ReformerPreTrainedModel]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from reformer_hf.layers import stack
+from reformer_hf.layers import kept_activations
 from tests.models.builders import HEAD_OF, Head
 
 STEPS = 6
@@ -71,7 +71,7 @@ def test_two_threads_get_the_results_of_one(names: tuple[str, str]) -> None:
 @pytest.fixture
 def no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is kept beyond what gradients leave room for."""
-    monkeypatch.setattr(stack, "_KEPT_STREAMS", 0)
+    monkeypatch.setattr(kept_activations, "_STREAMS", 0)
 
 
 @pytest.mark.usefixtures("no_room")

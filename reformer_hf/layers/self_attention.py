@@ -82,9 +82,9 @@ class SelfAttention(SubLayer):
             context.attentions.append(weights)
             attended = torch.matmul(weights.to(heads[-1].dtype), heads[-1])
             if context.cache is not None:
-                self.remember(context.cache, context, *heads)
+                self.store(context.cache, context, *heads)
         elif context.cache is not None:
-            attended = self.attend_with_memory(context.cache, context, *heads)
+            attended = self.attend_with_cache(context.cache, context, *heads)
         else:
             attended = self.attend(context, *heads)
         residual: Tensor = self.dropout(self.output(attended, values))
@@ -98,14 +98,23 @@ class SelfAttention(SubLayer):
         """Attention weights ``[B, H, N, N]``, for short sequences."""
         raise NotImplementedError
 
-    def attend_with_memory(
+    def attend_with_cache(
         self, cache: ReformerCache, context: ForwardContext, *heads: Tensor
     ) -> Tensor:
-        """Attention of new tokens to those in memory too, which the new ones then go into."""
+        """Attention of new tokens, which are stored, to each other and to those in the cache."""
+        if cache.timeline.empty:
+            self.store(cache, context, *heads)
+            return self.attend(context, *heads)
+        return self.attend_to_cached(cache, context, *heads)
+
+    def attend_to_cached(
+        self, cache: ReformerCache, context: ForwardContext, *heads: Tensor
+    ) -> Tensor:
+        """The same where the cache holds tokens already."""
         raise NotImplementedError
 
-    def remember(self, cache: ReformerCache, context: ForwardContext, *heads: Tensor) -> None:
-        """Put the first tokens of a sequence into the memory."""
+    def store(self, cache: ReformerCache, context: ForwardContext, *heads: Tensor) -> None:
+        """Put the first tokens of a sequence into the cache."""
         raise NotImplementedError
 
     def _window(self, kind: str, context: ForwardContext, exclude_self: bool) -> AttentionWindow:

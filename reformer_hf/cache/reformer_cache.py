@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 
-from reformer_hf.cache.chunk_memory import ChunkLocalMemory, ChunkLSHMemory
-from reformer_hf.cache.full_memory import FullMemory
-from reformer_hf.cache.local_memory import LocalMemory
-from reformer_hf.cache.lsh_memory import LSHMemory
+from reformer_hf.cache.chunk_layers import ChunkLocalCacheLayer, ChunkLSHCacheLayer
+from reformer_hf.cache.full_layer import FullCacheLayer
+from reformer_hf.cache.local_layer import LocalCacheLayer
+from reformer_hf.cache.lsh_layer import LSHCacheLayer
 from reformer_hf.cache.timeline import Timeline
-from reformer_hf.cache.token_memory import TokenMemory
+from reformer_hf.cache.token_layer import TokenCacheLayer
 from reformer_hf.configuration_reformer import ReformerConfig, ReformerSeq2SeqConfig
 from reformer_hf.ops.padding import Padding
 
-# Fields that decide what is in memory and where.
+# Fields that decide what is stored and where.
 _FIELDS = (
     "num_attention_heads",
     "attention_head_size",
@@ -34,8 +34,7 @@ _FIELDS = (
     "local_num_chunks_before",
 )
 
-
-Memory = TypeVar("Memory", bound=TokenMemory)
+Layer = TypeVar("Layer", bound=TokenCacheLayer)
 
 
 def _kinds(config: ReformerConfig) -> list[str]:
@@ -49,7 +48,7 @@ def _signature(config: ReformerConfig) -> dict[str, Any]:
     return {"layers": _kinds(config), **fields}
 
 
-def _expect(kinds: tuple[type[Memory], ...], layer: TokenMemory, index: int) -> Memory:
+def _expect(kinds: tuple[type[Layer], ...], layer: TokenCacheLayer, index: int) -> Layer:
     if not isinstance(layer, kinds):
         raise ValueError(
             f"layer {index} of `past_key_values` must be a {kinds[0].__name__}, "
@@ -59,11 +58,11 @@ def _expect(kinds: tuple[type[Memory], ...], layer: TokenMemory, index: int) -> 
 
 
 class ReformerCache(Cache):
-    """Memory of a causal Reformer between calls: one step costs the same at any length.
+    """What a causal Reformer keeps between calls: one step costs the same at any length.
 
     In the ``window`` pattern a token sees the last ``W`` tokens of its own buckets and nothing
     else, so an LSH layer keeps, besides keys and values, a ring of the last ``W`` positions of
-    every bucket. What is computed with the memory is what one pass over all tokens computes.
+    every bucket. What is computed with the cache is what one pass over all tokens computes.
 
     Hash functions and the number of buckets are fixed when the first tokens come. As that number
     depends on the length of a sequence, the length that is planned has to be known then:
@@ -80,7 +79,7 @@ class ReformerCache(Cache):
             are close to what a pass over the whole sequence computes, and not equal to it.
 
     Raises:
-        ValueError: a number that is not positive, or a pattern that no memory can serve exactly.
+        ValueError: a number that is not positive, or a pattern that no cache can serve exactly.
 
     Example:
         >>> import torch
@@ -95,7 +94,7 @@ class ReformerCache(Cache):
         (torch.Size([1, 2, 320]), 5)
     """
 
-    layers: list[TokenMemory]
+    layers: list[TokenCacheLayer]
 
     def __init__(
         self,
@@ -134,34 +133,34 @@ class ReformerCache(Cache):
         self.hash_seed: int | None = None
         super().__init__(layers=[self._layer(kind) for kind in _kinds(config)])
 
-    def _layer(self, kind: str) -> TokenMemory:
+    def _layer(self, kind: str) -> TokenCacheLayer:
         config, chunked = self.config, self.config.attention_pattern == "chunk"
         if kind == "lsh":
-            return ChunkLSHMemory(self.timeline) if chunked else LSHMemory(self.timeline)
+            return ChunkLSHCacheLayer(self.timeline) if chunked else LSHCacheLayer(self.timeline)
         if kind == "full":
-            return FullMemory(self.timeline)
+            return FullCacheLayer(self.timeline)
         if chunked:
-            return ChunkLocalMemory(self.timeline)
-        return LocalMemory(
+            return ChunkLocalCacheLayer(self.timeline)
+        return LocalCacheLayer(
             self.timeline, config.local_attn_chunk_length * config.local_num_chunks_before
         )
 
-    def lsh_layer(self, index: int) -> LSHMemory | ChunkLSHMemory:
-        """The memory of an LSH layer."""
-        return _expect((LSHMemory, ChunkLSHMemory), self.layers[index], index)
+    def lsh_layer(self, index: int) -> LSHCacheLayer | ChunkLSHCacheLayer:
+        """What an LSH layer keeps."""
+        return _expect((LSHCacheLayer, ChunkLSHCacheLayer), self.layers[index], index)
 
-    def local_layer(self, index: int) -> LocalMemory | ChunkLocalMemory:
-        """The memory of a local layer."""
-        return _expect((LocalMemory, ChunkLocalMemory), self.layers[index], index)
+    def local_layer(self, index: int) -> LocalCacheLayer | ChunkLocalCacheLayer:
+        """What a local layer keeps."""
+        return _expect((LocalCacheLayer, ChunkLocalCacheLayer), self.layers[index], index)
 
-    def full_layer(self, index: int) -> FullMemory:
-        """The memory of a layer with full attention."""
-        return _expect((FullMemory,), self.layers[index], index)
+    def full_layer(self, index: int) -> FullCacheLayer:
+        """What a layer with full attention keeps."""
+        return _expect((FullCacheLayer,), self.layers[index], index)
 
     # ---- calls ----
 
     def check_model(self, config: ReformerConfig) -> None:
-        """Make sure that the memory is of a model like this.
+        """Make sure that the cache is of a model like this.
 
         Raises:
             ValueError: naming the field that differs.
@@ -229,7 +228,7 @@ class ReformerCache(Cache):
         return tuple(plan)
 
     def close(self) -> None:
-        """The call is over, its tokens are in memory."""
+        """The call is over, its tokens are stored."""
         self.timeline.close()
 
     # ---- transformers' interface ----
@@ -244,10 +243,10 @@ class ReformerCache(Cache):
         return self.timeline.columns
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Take back the last columns, exactly: the memory becomes what it was before them.
+        """Take back the last columns, exactly: the cache becomes what it was before them.
 
-        With :meth:`activate_past_recording` this costs as much as the columns, else as much as the
-        memory (a sort of all buckets).
+        With :meth:`activate_past_recording` this costs as much as the columns, else as much as all
+        stored tokens (a sort of all buckets).
 
         Args:
             tokens_to_remove: minus the number of columns, as in transformers.
@@ -323,13 +322,14 @@ class ReformerCache(Cache):
 
 
 class ReformerEncoderDecoderCache(EncoderDecoderCache):
-    """The decoder's memory, and the keys and values that its layers made of the source, once.
+    """The decoder's cache, and the keys and values that its layers made of the source, once.
 
     Args:
         config: of the model.
-        planned_lengths: of the target, see :class:`ReformerCache`.
-        max_tokens: of the target, see there.
-        approximate: see there.
+        planned_lengths: tokens that each row of the target will have in the end.
+        max_tokens: how many tokens of a row of the target stay between calls.
+        approximate: serve the ``chunk`` pattern, approximately; all three as in
+            :class:`ReformerCache`.
     """
 
     def __init__(
@@ -339,8 +339,8 @@ class ReformerEncoderDecoderCache(EncoderDecoderCache):
         max_tokens: int | None = None,
         approximate: bool = False,
     ) -> None:
-        memory = ReformerCache(config, planned_lengths, max_tokens, approximate)
-        super().__init__(memory, DynamicCache())
+        decoder = ReformerCache(config, planned_lengths, max_tokens, approximate)
+        super().__init__(decoder, DynamicCache())
 
     def check_dynamic_cache(self, method: str) -> None:
         """transformers asks this before methods that it knows of its own caches only."""

@@ -1,4 +1,4 @@
-"""How long the rows of a memory are: what all its layers share.
+"""How long the rows of a cache are: what all its layers share.
 
 Real tokens of a row are numbered 0, 1, 2, ... in the order in which they came; padding has no
 number and is never stored. A *column* is a place of the batch, padding or not, which is what
@@ -7,7 +7,7 @@ number and is never stored. A *column* is a place of the batch, padding or not, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,15 +16,20 @@ from torch.nn import functional as F
 from reformer_hf.ops.padding import Padding
 
 
+def of_rows(numbers: Sequence[int], device: torch.device) -> Tensor:
+    """Numbers, one of every row, as ``[B, 1]`` int64."""
+    return torch.tensor(numbers, device=device).unsqueeze(1)
+
+
 class Timeline:
-    """The numbers of the tokens that are in memory, and of those that are just coming in.
+    """The numbers of the tokens that are stored, and of those that are just coming in.
 
     Attributes:
         max_tokens: how many tokens of a row stay between two calls; ``None``: all.
         columns: columns so far, the coming ones not included.
         ends: for every row, the number that its next token will have.
-        firsts: for every row, the oldest token that is still in memory.
-        anchors: ``ends`` when the last crop, or the recording, was.
+        firsts: for every row, the oldest token that is still stored.
+        anchors: ``ends`` after the last crop, or when the recording began.
         recording: everything since the last :meth:`crop` can be taken back cheaply.
         coming: columns of the call that is going on.
         padding: which of these are real; ``None`` if all are.
@@ -84,7 +89,7 @@ class Timeline:
 
     @property
     def coming_ends(self) -> tuple[int, ...]:
-        """``ends`` as they will be when the coming tokens are in memory."""
+        """``ends`` as they will be when the coming tokens are stored."""
         return tuple(end + n for end, n in zip(self.ends, self.coming_lengths, strict=True))
 
     @property
@@ -101,9 +106,9 @@ class Timeline:
         return tuple(x[:, :, : self.coming] for x in heads)
 
     def close(self) -> None:
-        """The tokens that came are in memory; the oldest leave it, if they are too many."""
+        """The tokens that came are stored; the oldest leave, if they are too many."""
         if self.padding is not None or self._real is not None:
-            self._real = torch.cat((self._history(), self._coming_real()), dim=1)
+            self._real = torch.cat((self._history(), self.coming_real()), dim=1)
         self.ends = self.coming_ends
         self.columns += self.coming
         self.coming, self.padding = 0, None
@@ -112,7 +117,7 @@ class Timeline:
             self.evict(self.max_tokens)
 
     def evict(self, keep: int) -> None:
-        """All but the last ``keep`` tokens of every row leave the memory."""
+        """All but the last ``keep`` tokens of every row leave."""
         self.firsts = tuple(
             max(first, end - keep) for first, end in zip(self.firsts, self.ends, strict=True)
         )
@@ -125,7 +130,7 @@ class Timeline:
         return tuple(int(n) for n in self._real[:, kept:].sum(dim=1).tolist())
 
     def crop(self, columns: int, lost: tuple[int, ...]) -> None:
-        """The last ``columns``, with ``lost`` tokens of each row, leave the memory."""
+        """The last ``columns``, with ``lost`` tokens of each row, leave."""
         if self._real is not None:
             self._real = self._real[:, : self.columns - columns]
         self.ends = tuple(end - n for end, n in zip(self.ends, lost, strict=True))
@@ -146,36 +151,30 @@ class Timeline:
         if not self.recording:
             self.recording, self.anchors = True, self.ends
 
-    def per_row(self, numbers: Sequence[int]) -> Tensor | int:
-        """Numbers of all rows as ``[B, 1, 1]`` int64, or one number if all are the same."""
+    def shared(self, key: object, make: Callable[[], Tensor]) -> Tensor:
+        """``make()``, which is called once for all layers until the call ends."""
+        if key not in self._shared:
+            self._shared[key] = make()
+        return self._shared[key]
+
+    def per_row(self, numbers: tuple[int, ...]) -> Tensor | int:
+        """Numbers of all rows as ``[B, 1, 1, 1]`` int64, or one number if all are the same."""
         if len(set(numbers)) == 1:
             return numbers[0]
-        key = tuple(numbers)
-        if key not in self._shared:
-            self._shared[key] = torch.tensor(key, device=self.device).view(-1, 1, 1)
-        return self._shared[key]
+        return self.shared(numbers, lambda: of_rows(numbers, self.device)[..., None, None])
 
     def coming_positions(self) -> Tensor:
         """``[B, n]`` int64, the numbers of the coming tokens (of padding: the nearest)."""
-        if "positions" not in self._shared:
-            ends = torch.tensor(self.ends, device=self.device).unsqueeze(1)
-            if self.padding is None:
-                numbers = torch.arange(self.coming, device=self.device) + ends
-            else:
-                numbers = (self._coming_real().cumsum(dim=1) - 1 + ends).clamp_(min=0)
-            self._shared["positions"] = numbers
-        return self._shared["positions"]
+        return self.shared("positions", self._coming_positions)
 
-    def share(self, key: object, tensor: Tensor) -> Tensor:
-        """Keep a tensor for the other layers until the call ends."""
-        self._shared[key] = tensor
-        return tensor
+    def _coming_positions(self) -> Tensor:
+        ends = of_rows(self.ends, self.device)
+        if self.padding is None:
+            return torch.arange(self.coming, device=self.device) + ends
+        return (self.padding.real.cumsum(dim=1) - 1 + ends).clamp_(min=0)
 
-    def shared(self, key: object) -> Tensor | None:
-        """What :meth:`share` kept under that name in this call."""
-        return self._shared.get(key)
-
-    def _coming_real(self) -> Tensor:
+    def coming_real(self) -> Tensor:
+        """``[B, n]`` bool, which of the coming columns hold a token."""
         if self.padding is not None:
             return self.padding.real
         return torch.ones((self.batch, self.coming), dtype=torch.bool, device=self.device)
@@ -183,4 +182,4 @@ class Timeline:
     def _history(self) -> Tensor:
         if self._real is not None:
             return self._real
-        return F.pad(self._coming_real()[:, :0], (0, self.columns), value=True)
+        return F.pad(self.coming_real()[:, :0], (0, self.columns), value=True)

@@ -74,21 +74,18 @@ class FullSelfAttention(QueryKeyValueAttention):
         dropout = self.config.full_attention_probs_dropout_prob
         return F.dropout(weights, dropout, self.training)
 
-    def attend_with_memory(
+    def attend_to_cached(
         self, cache: ReformerCache, context: ForwardContext, *heads: Tensor
     ) -> Tensor:
-        """Full attention to all tokens in memory."""
-        if cache.timeline.empty:
-            self.remember(cache, context, *heads)
-            return self.attend(context, *heads)
+        """Full attention to all tokens in the cache."""
         dropout = self.config.full_attention_probs_dropout_prob if self.training else 0.0
         query, key, value = heads
         return cache.full_layer(self.layer_index).attend(query, key, value, dropout)
 
-    def remember(self, cache: ReformerCache, context: ForwardContext, *heads: Tensor) -> None:
-        """Put keys and values into the memory."""
+    def store(self, cache: ReformerCache, context: ForwardContext, *heads: Tensor) -> None:
+        """Put keys and values into the cache."""
         del context
-        cache.full_layer(self.layer_index).remember(*cache.timeline.coming_part(*heads[1:]))
+        cache.full_layer(self.layer_index).store(*cache.timeline.coming_part(*heads[1:]))
 
     def _dense_mask(self, padding: Padding | None, query: Tensor) -> Tensor | None:
         mask = _key_mask(padding.real if padding is not None else None)

@@ -44,20 +44,17 @@ class LocalSelfAttention(QueryKeyValueAttention):
         window = self._window("local", context, exclude_self=False)
         return local_attention_weights(*heads, window=window, padding=context.padding)
 
-    def attend_with_memory(
+    def attend_to_cached(
         self, cache: ReformerCache, context: ForwardContext, *heads: Tensor
     ) -> Tensor:
-        """Local attention; of the memory only the window before the new tokens is there."""
-        if cache.timeline.empty:
-            self.remember(cache, context, *heads)
-            return self.attend(context, *heads)
+        """Local attention; the cache holds the window before the new tokens only."""
         return cache.local_layer(self.layer_index).attend(
             *heads,
             window=self._window("local", context, exclude_self=False),
             backend=self.config.attention_backend,
         )
 
-    def remember(self, cache: ReformerCache, context: ForwardContext, *heads: Tensor) -> None:
-        """Put keys and values into the memory."""
+    def store(self, cache: ReformerCache, context: ForwardContext, *heads: Tensor) -> None:
+        """Put keys and values into the cache."""
         del context
-        cache.local_layer(self.layer_index).remember(*cache.timeline.coming_part(*heads[1:]))
+        cache.local_layer(self.layer_index).store(*cache.timeline.coming_part(*heads[1:]))

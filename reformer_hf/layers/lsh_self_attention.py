@@ -5,15 +5,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from reformer_hf.cache import ReformerCache
-from reformer_hf.cache.chunk_memory import ChunkLSHMemory
-from reformer_hf.cache.lsh_memory import LSHMemory
+from reformer_hf.cache.chunk_layers import ChunkLSHCacheLayer
+from reformer_hf.cache.lsh_layer import LSHCacheLayer
 from reformer_hf.layers.context import ForwardContext
 from reformer_hf.layers.footprint import PassShape
 from reformer_hf.layers.self_attention import SelfAttention
 from reformer_hf.ops.attention_window import AttentionWindow
 from reformer_hf.ops.hashing import HashSettings
 from reformer_hf.ops.lsh_attention import lsh_attention, lsh_attention_weights
-from reformer_hf.ops.row_hashing import factors_of_rows
 from reformer_hf.ops.seeds import fold_seed
 from reformer_hf.ops.windowed_attention.torch_backend import bytes_at_work
 
@@ -86,30 +85,34 @@ class LSHSelfAttention(SelfAttention):
             padding=context.padding,
         )
 
-    def attend_with_memory(
+    def attend_with_cache(
         self, cache: ReformerCache, context: ForwardContext, *heads: Tensor
     ) -> Tensor:
-        """LSH attention to the last tokens of each bucket, those in memory among them."""
-        if self.config.attention_pattern == "chunk" and cache.timeline.empty:
-            self.remember(cache, context, *heads)
-            return self.attend(context, *heads)
-        memory, window = self._memory(cache, context, *heads)
-        return memory.attend(*heads, window=window, backend=self.config.attention_backend)
+        """LSH attention; in the window pattern one sort serves the first tokens and their rings."""
+        if self.config.attention_pattern == "window":
+            return self.attend_to_cached(cache, context, *heads)
+        return super().attend_with_cache(cache, context, *heads)
 
-    def remember(self, cache: ReformerCache, context: ForwardContext, *heads: Tensor) -> None:
-        """Put queries that are keys, and values, into the memory."""
-        memory, _ = self._memory(cache, context, *heads)
-        memory.remember(*cache.timeline.coming_part(*heads))
+    def attend_to_cached(
+        self, cache: ReformerCache, context: ForwardContext, *heads: Tensor
+    ) -> Tensor:
+        """LSH attention to the last tokens of each bucket, those in the cache among them."""
+        layer, window = self._cache_layer(cache, context)
+        return layer.attend(*heads, window=window, backend=self.config.attention_backend)
 
-    def _memory(
-        self, cache: ReformerCache, context: ForwardContext, query_key: Tensor, value: Tensor
-    ) -> tuple[LSHMemory | ChunkLSHMemory, AttentionWindow]:
-        memory = cache.lsh_layer(self.layer_index)
-        if memory.is_initialized and memory.sight.dropout == 0.0 and not self.training:
-            return memory, memory.sight
+    def store(self, cache: ReformerCache, context: ForwardContext, *heads: Tensor) -> None:
+        """Put queries that are keys, and values, into the cache."""
+        layer, _ = self._cache_layer(cache, context)
+        layer.store(*cache.timeline.coming_part(*heads))
+
+    def _cache_layer(
+        self, cache: ReformerCache, context: ForwardContext
+    ) -> tuple[LSHCacheLayer | ChunkLSHCacheLayer, AttentionWindow]:
+        layer = cache.lsh_layer(self.layer_index)
+        hashing = layer.hashing
+        if hashing is not None and hashing.window.dropout == 0.0 and not self.training:
+            return layer, hashing.window
         window = self._window("lsh", context, exclude_self=True)
-        if not memory.is_initialized:
-            settings = self._hashing(context)
-            per_row = factors_of_rows(settings, window, cache.timeline.coming_lengths)
-            memory.start(query_key, value, window, settings, per_row)
-        return memory, window
+        if hashing is None:
+            layer.open(self._hashing(context), window)
+        return layer, window

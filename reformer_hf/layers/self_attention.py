@@ -66,14 +66,23 @@ class SelfAttention(SubLayer):
         """Attention weights ``[B, H, N, N]``, for short sequences."""
         raise NotImplementedError
 
-    def attend_with_memory(
+    def attend_with_cache(
         self, cache: ReformerCache, context: ForwardContext, *heads: Tensor
     ) -> Tensor:
-        """Attention of new tokens to those in memory too, which the new ones then go into."""
+        """Attention of new tokens, which are stored, to each other and to those in the cache."""
+        if cache.timeline.empty:
+            self.store(cache, context, *heads)
+            return self.attend(context, *heads)
+        return self.attend_to_cached(cache, context, *heads)
+
+    def attend_to_cached(
+        self, cache: ReformerCache, context: ForwardContext, *heads: Tensor
+    ) -> Tensor:
+        """The same where the cache holds tokens already."""
         raise NotImplementedError
 
-    def remember(self, cache: ReformerCache, context: ForwardContext, *heads: Tensor) -> None:
-        """Put the first tokens of a sequence into the memory."""
+    def store(self, cache: ReformerCache, context: ForwardContext, *heads: Tensor) -> None:
+        """Put the first tokens of a sequence into the cache."""
         raise NotImplementedError
 
     # ---- as a sub-layer ----
@@ -91,10 +100,10 @@ class SelfAttention(SubLayer):
         if context.output_attentions:
             weights = self.weights(context, *heads)
             if cache is not None:
-                self.remember(cache, context, *heads)
+                self.store(cache, context, *heads)
             return torch.matmul(weights.to(heads[-1].dtype), heads[-1]), weights
         if cache is not None:
-            return self.attend_with_memory(cache, context, *heads), None
+            return self.attend_with_cache(cache, context, *heads), None
         return self.attend(context, *heads), None
 
     def footprint(self, shape: PassShape) -> Footprint:

@@ -8,6 +8,7 @@ per round, however long the sequence is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,13 +37,18 @@ class BucketRings:
         first = torch.arange(batch * heads * rounds, device=self.entries.device) * num_buckets
         self._first = first.view(batch, heads, rounds, 1)
 
-    def rows(self, buckets: Tensor) -> Tensor:
-        """Numbers ``[B, H, R, n]`` of the rings of buckets ``[B, H, R, n]``, for :meth:`flat`."""
+    def ring_of(self, buckets: Tensor) -> Tensor:
+        """Numbers ``[B, H, R, n]`` of the rings of buckets ``[B, H, R, n]``, among all rings."""
         return buckets + self._first
 
-    def flat(self) -> tuple[Tensor, Tensor]:
-        """Entries ``[rings, W]`` and counts ``[rings]``, views."""
-        return self.entries.view(-1, self.window), self.counts.view(-1)
+    def positions(self, ring: Tensor) -> Tensor:
+        """Entries ``[B, H, n, R W]`` int32 of rings ``[B, H, R, n]``: positions, or ``EMPTY``."""
+        entries = self.entries.view(-1, self.window).index_select(0, ring.flatten())
+        return entries.view(*ring.shape, -1).transpose(2, 3).flatten(3)
+
+    def counts_of(self, ring: Tensor) -> Tensor:
+        """Counts ``[B, H, R, n]`` int32 of rings ``[B, H, R, n]``."""
+        return self.counts.view(-1).index_select(0, ring.flatten()).view(ring.shape)
 
 
 @dataclass(frozen=True)
@@ -50,45 +56,36 @@ class RingChange:
     """What appending tokens to rings replaced, so that it can be taken back.
 
     Attributes:
-        rows: ``[B, H, R, n]`` int64, the rings.
+        ring: ``[B, H, R, n]`` int64, the rings.
         slots: ``[B, H, R, n]`` int64, numbers of the slots among all slots.
         replaced: ``[B, H, R, n]`` int32, what stood there.
     """
 
-    rows: Tensor
+    ring: Tensor
     slots: Tensor
     replaced: Tensor
 
     @property
     def length(self) -> int:
         """Tokens, ``n``."""
-        return self.rows.shape[-1]
+        return self.ring.shape[-1]
 
     def split(self, length: int) -> tuple[RingChange, RingChange]:
         """The changes by the first ``length`` tokens and by the others."""
-        parts = [(x[..., :length], x[..., length:]) for x in (self.rows, self.slots, self.replaced)]
+        parts = [(x[..., :length], x[..., length:]) for x in (self.ring, self.slots, self.replaced)]
         return RingChange(*(p[0] for p in parts)), RingChange(*(p[1] for p in parts))
 
 
-def empty_rings(
-    batch: int, heads: int, rounds: int, num_buckets: int, window: int, device: torch.device
-) -> BucketRings:
-    """Rings without tokens."""
-    shape = (batch, heads, rounds, num_buckets)
+def empty_rings(shape: Sequence[int], device: torch.device) -> BucketRings:
+    """Rings without tokens, of shape ``[B, H, R, nb, W]``."""
     return BucketRings(
-        torch.full((*shape, window), EMPTY, dtype=torch.int32, device=device),
-        torch.zeros(shape, dtype=torch.int32, device=device),
+        torch.full(tuple(shape), EMPTY, dtype=torch.int32, device=device),
+        torch.zeros(tuple(shape[:-1]), dtype=torch.int32, device=device),
     )
 
 
 def rings_from_order(
-    order: BucketOrder,
-    position: Tensor | None,
-    *,
-    batch: int,
-    heads: int,
-    num_buckets: int,
-    window: int,
+    order: BucketOrder, position: Tensor | None, shape: Sequence[int]
 ) -> BucketRings:
     """The rings after all tokens of a sorted order; no loop over tokens.
 
@@ -99,84 +96,77 @@ def rings_from_order(
     Args:
         order: tokens sorted by bucket and position; padding in buckets from ``num_buckets`` on.
         position: ``[B, N]`` int64, the position of every token; ``None``: its index.
-        batch: ``B``.
-        heads: ``H``.
-        num_buckets: ``nb``.
-        window: ``W``.
+        shape: ``[B, H, R, nb, W]``.
     """
+    *full, num_buckets, window = shape
     device = order.order.device
     bucket = order.bucket.clamp(max=num_buckets)
-    rounds = order.num_hashes
-    shape = (*bucket.shape[:3], num_buckets + 1)
-    counts = torch.zeros(shape, dtype=torch.int64, device=device)
+    counts = bucket.new_zeros((*bucket.shape[:3], num_buckets + 1))
     counts.scatter_add_(-1, bucket, torch.ones_like(bucket))
     start = (counts.cumsum(-1) - counts)[..., :num_buckets, None]
     counts = counts[..., :num_buckets]
     last = counts.unsqueeze(-1) - 1
     number = last - (last - torch.arange(window, device=device)).remainder(window)
-    slot = (start + number).clamp_(0, order.order.shape[-1] - 1)
-    index = order.order.gather(-1, slot.flatten(3))
+    sorted_slot = (start + number).clamp_(0, order.order.shape[-1] - 1)
+    index = order.order.gather(-1, sorted_slot.flatten(3))
     if position is not None:
         where = position[:, None, None, :].expand(-1, *index.shape[1:3], -1)
         index = where.gather(-1, index.expand(position.shape[0], -1, -1, -1))
     entries = index.unflatten(-1, (num_buckets, window))
     entries = torch.where(number >= 0, entries, EMPTY).to(torch.int32)
-    full = (batch, heads, rounds, num_buckets)
-    return BucketRings(
-        entries.expand(*full, window).contiguous(), counts.to(torch.int32).expand(full).contiguous()
-    )
+    counts = counts.to(torch.int32).expand(*full, num_buckets)
+    return BucketRings(entries.expand(*shape).contiguous(), counts.contiguous())
 
 
 def append_to_rings(
-    rings: BucketRings, rows: Tensor, earlier: Tensor, positions: Tensor, keep_replaced: bool
+    rings: BucketRings, ring: Tensor, earlier: Tensor, positions: Tensor, keep_replaced: bool
 ) -> RingChange | None:
     """Put new tokens into the rings of their buckets, in place.
 
     Args:
-        rings: the rings.
-        rows: ``[B, H, R, n]`` int64 from :meth:`BucketRings.rows`; at most ``W`` tokens.
+        rings: the rings of all buckets.
+        ring: ``[B, H, R, n]`` int64 from :meth:`BucketRings.ring_of`; at most ``W`` tokens.
         earlier: ``[B, H, R, n]`` int64, how many of the ``n`` tokens stand in the same bucket
             before each.
         positions: ``[B, n]`` int64.
         keep_replaced: return what is needed to take the tokens out again.
     """
-    entries, counts = rings.flat()
-    flat_rows = rows.flatten()
-    number = counts.index_select(0, flat_rows).view_as(rows) + earlier
-    slots = number.remainder_(rings.window).add_(rows, alpha=rings.window)
-    change = None
-    line = entries.view(-1)
-    if keep_replaced:
-        change = RingChange(rows, slots, line[slots])
-    new = positions.to(torch.int32)[:, None, None, :].expand_as(rows)
-    line.index_copy_(0, slots.flatten(), new.flatten())
-    counts.index_add_(0, flat_rows, torch.ones_like(flat_rows, dtype=counts.dtype))
+    number = rings.counts_of(ring) + earlier
+    slots = number.remainder_(rings.window).add_(ring, alpha=rings.window)
+    entries = rings.entries.view(-1)
+    change = RingChange(ring, slots, entries[slots]) if keep_replaced else None
+    new = positions.to(torch.int32)[:, None, None, :].expand_as(ring)
+    entries.index_copy_(0, slots.flatten(), new.flatten())
+    _count(rings, ring, 1)
     return change
 
 
-def append_newest(rings: BucketRings, rows: Tensor, position: Tensor | int) -> None:
+def append_newest(rings: BucketRings, ring: Tensor, position: Tensor | int) -> None:
     """:func:`append_to_rings` for one token of every row, in fewer operations.
 
     Args:
-        rings: the rings.
-        rows: ``[B, H, R, 1]`` int64.
-        position: ``[B, 1, 1]`` int64, or one number for all rows.
+        rings: the rings of all buckets.
+        ring: ``[B, H, R, 1]`` int64.
+        position: ``[B, 1, 1, 1]`` int64, or one number for all rows.
     """
-    entries, counts = rings.flat()
-    row = rows.view(-1)
-    number = counts.index_select(0, row)
-    slots = number.remainder(rings.window).add(row, alpha=rings.window)
+    entries, counts = rings.entries.view(-1), rings.counts.view(-1)
+    flat = ring.view(-1)
+    number = counts.index_select(0, flat)
+    slots = number.remainder(rings.window).add(flat, alpha=rings.window)
     if isinstance(position, int):
-        entries.view(-1).index_fill_(0, slots, position)
+        entries.index_fill_(0, slots, position)
     else:
-        new = position.to(torch.int32).expand(rows.shape[:3]).flatten()
-        entries.view(-1).index_copy_(0, slots, new)
-    counts.index_copy_(0, row, number + 1)
+        entries.index_copy_(0, slots, position.to(torch.int32).expand(ring.shape).flatten())
+    counts.index_copy_(0, flat, number + 1)
 
 
 def take_back(rings: BucketRings, change: RingChange) -> None:
     """Undo :func:`append_to_rings`, in place; the latest change first."""
-    entries, counts = rings.flat()
-    entries.view(-1).index_copy_(0, change.slots.flatten(), change.replaced.flatten())
-    rows = change.rows.flatten()
-    counts.index_add_(0, rows, torch.full_like(rows, -1, dtype=counts.dtype))
+    rings.entries.view(-1).index_copy_(0, change.slots.flatten(), change.replaced.flatten())
+    _count(rings, change.ring, -1)
+
+
+def _count(rings: BucketRings, ring: Tensor, change: int) -> None:
+    """Add to the count of the bucket of every token of ``ring`` ``[B, H, R, n]``."""
+    flat, counts = ring.flatten(), rings.counts.view(-1)
+    counts.index_add_(0, flat, torch.full_like(flat, change, dtype=counts.dtype))

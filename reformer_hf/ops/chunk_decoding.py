@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reformer_hf.ops.attention_window import SELF_SCORE
+from reformer_hf.ops.attention_window import SELF_SCORE, AttentionWindow
 from reformer_hf.ops.sorting import sort_by_bucket
 
 
@@ -24,10 +24,7 @@ def attend_in_chunks(
     buckets: Tensor,
     *,
     num_buckets: int,
-    chunk_length: int,
-    before: int,
-    after: int,
-    dropout: float,
+    window: AttentionWindow,
 ) -> Tensor:
     """Attention of the last token to the chunks around its place in every round.
 
@@ -41,22 +38,20 @@ def attend_in_chunks(
         values: ``[B, H, T, D]``.
         buckets: ``[B, H, R, T]`` int64.
         num_buckets: a number above all buckets.
-        chunk_length: ``C``.
-        before: chunks before its own.
-        after: chunks behind its own.
-        dropout: probability with which a weight is dropped.
+        window: length ``C`` of a chunk, chunks ``before`` and ``after`` its own, and dropout.
 
     Returns:
         ``[B, H, 1, D]``.
     """
     length = keys.shape[2]
     order = sort_by_bucket(buckets, num_buckets)
-    start = (order.rank[..., -1:] // chunk_length - before) * chunk_length
-    reach = torch.arange(chunk_length * (1 + before + after), device=keys.device)
+    start = (order.rank[..., -1:] // window.chunk_length - window.before) * window.chunk_length
+    chunks = window.before + 1 + window.after
+    reach = torch.arange(chunks * window.chunk_length, device=keys.device)
     token = order.order.gather(-1, (start + reach).remainder(length)).flatten(2)
     index = token.unsqueeze(-1).expand(-1, -1, -1, keys.shape[-1])
     scores = torch.matmul(query, keys.gather(2, index).transpose(-1, -2))
     scores = scores.to(torch.float64 if query.dtype == torch.float64 else torch.float32)
     scores = torch.where((token == length - 1).unsqueeze(2), SELF_SCORE, scores)
-    weights = F.dropout(scores.softmax(dim=-1), dropout).to(values.dtype)
+    weights = F.dropout(scores.softmax(dim=-1), window.dropout).to(values.dtype)
     return torch.matmul(weights, values.gather(2, index))

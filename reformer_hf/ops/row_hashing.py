@@ -2,7 +2,7 @@
 
 A row is hashed with the number of buckets for *its* real tokens, so that neither padding nor the
 other rows of a batch change anything. The projections depend on that number and on the seed alone,
-so rows with equal numbers share them, and a memory that keeps them hashes later tokens alike.
+so rows with equal numbers share them, and a cache that keeps them hashes later tokens alike.
 """
 
 from __future__ import annotations

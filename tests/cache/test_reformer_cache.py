@@ -1,4 +1,4 @@
-"""What a memory is, as users and `generate()` see it: lengths, copies of rows, refusals."""
+"""What a cache is, as users and `generate()` see it: lengths, copies of rows, refusals."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_lengths_count_columns() -> None:
 
 
 @torch.no_grad()
-def test_a_plain_call_returns_no_memory_and_one_that_asks_does() -> None:
+def test_a_plain_call_returns_no_cache_and_one_that_asks_does() -> None:
     model, ids = built(), random_ids(1, 20, seed=1)
     assert model(ids).past_key_values is None
     out = model(ids, use_cache=True)
@@ -111,7 +111,7 @@ def test_rotations_and_buckets_stay_what_they_were() -> None:
     assert all(hasher._projections[factors] is drawn[factors] for factors in drawn)
 
 
-# ---- memory that is written, addressed, masked and deleted ----
+# ---- tokens that are written, addressed, masked and deleted ----
 
 
 @torch.no_grad()
@@ -126,7 +126,7 @@ def test_what_was_written_is_found_by_its_hash() -> None:
 
     def step(qk: Tensor, v: Tensor) -> Tensor:
         cache.open(1, qk.shape[2], None, qk.device, 3, None)
-        out = layer.attention.attend_with_memory(cache, context, qk, v)
+        out = layer.attention.attend_with_cache(cache, context, qk, v)
         cache.close()
         return out
 
@@ -209,7 +209,7 @@ def test_a_rollback_leaves_no_trace(recorded: bool) -> None:
 
 
 @torch.no_grad()
-def test_a_reset_memory_is_as_good_as_new() -> None:
+def test_a_reset_cache_is_as_good_as_new() -> None:
     model = built()
     cache, _ = filled(model, random_ids(2, 60, seed=1))
     cache.reset()
@@ -231,7 +231,7 @@ def test_layers_come_back_from_where_they_were_offloaded_to() -> None:
 
 
 @torch.no_grad()
-def test_a_call_that_failed_half_way_does_not_stay_in_an_empty_memory() -> None:
+def test_a_call_that_failed_half_way_does_not_stay_in_an_empty_cache() -> None:
     model, ids = built(), random_ids(1, 30, seed=1)
     cache = ReformerCache(model.config)
 
@@ -245,7 +245,7 @@ def test_a_call_that_failed_half_way_does_not_stay_in_an_empty_memory() -> None:
     assert torch.equal(model(ids, past_key_values=cache).logits, model(ids).logits)
 
 
-def test_gradients_end_at_the_memory() -> None:
+def test_gradients_end_at_the_cache() -> None:
     model, ids = built(), random_ids(1, 30, seed=1)
     cache = ReformerCache(model.config, planned_lengths=30)
     model(ids[:, :20], past_key_values=cache)
@@ -318,11 +318,11 @@ def evict_less_than_nothing(model: ReformerPreTrainedModel, cache: ReformerCache
         (weights_of_the_past, r"whole sequence, got `past_key_values` with 30 tokens"),
         (crop_beyond, r"at most the 30 tokens in memory, got 31"),
         (crop_to_a_length, r"zero or negative, got 10"),
-        (update_from_outside, r"a LSHMemory attends to its own tokens"),
+        (update_from_outside, r"a LSHCacheLayer attends to its own tokens"),
         (evict_less_than_nothing, r"`keep` must not be negative, got -1"),
     ],
 )
-def test_a_memory_that_does_not_fit_is_refused(mistake: Any, message: str) -> None:
+def test_a_cache_that_does_not_fit_is_refused(mistake: Any, message: str) -> None:
     model = built(max_position_embeddings=100)
     cache, _ = filled(model, random_ids(2, 30, seed=1))
     with pytest.raises(ValueError, match=message):
@@ -330,7 +330,7 @@ def test_a_memory_that_does_not_fit_is_refused(mistake: Any, message: str) -> No
 
 
 @torch.no_grad()
-def test_a_memory_on_another_device_is_refused() -> None:
+def test_a_cache_on_another_device_is_refused() -> None:
     cache, _ = filled(built(), random_ids(2, 30, seed=1))
     with pytest.raises(ValueError, match="is on cpu, got inputs on meta"):
         cache.open(2, 1, None, torch.device("meta"), 1, None)
@@ -357,7 +357,7 @@ def test_other_caches_are_refused(kind: Any) -> None:
         model(ids, decoder_input_ids=ids, past_key_values=pair)
 
 
-def test_a_model_that_reads_both_sides_has_no_memory() -> None:
+def test_a_model_that_reads_both_sides_has_no_cache() -> None:
     model, ids = HEAD_OF["model"].build(), random_ids(1, 9, seed=1)
     assert model(ids, use_cache=True).past_key_values is None
     with pytest.raises(ValueError, match="needs a causal model, got is_decoder=False"):
@@ -372,12 +372,12 @@ def test_a_model_that_reads_both_sides_has_no_memory() -> None:
         ({"max_tokens": 0}, "`max_tokens` must be positive, got 0"),
     ],
 )
-def test_impossible_memories_are_refused(options: dict[str, Any], message: str) -> None:
+def test_impossible_caches_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ReformerCache(built().config, **options)
 
 
-def test_a_memory_needs_a_configuration_and_the_window_pattern() -> None:
+def test_a_cache_needs_a_configuration_and_the_window_pattern() -> None:
     with pytest.raises(ValueError, match="must be a ReformerConfig, got a str"):
         ReformerCache("reformer")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="must be 'window' for an exact memory"):
@@ -394,7 +394,7 @@ def test_a_plan_names_every_row(planned: list[int]) -> None:
 
 
 @torch.no_grad()
-def test_seq2seq_memories_hold_the_source_once() -> None:
+def test_seq2seq_caches_hold_the_source_once() -> None:
     model = HEAD_OF["seq2seq_lm"].build().eval()
     source, target = random_ids(2, 33, seed=1), random_ids(2, 12, seed=2)
     cache = ReformerEncoderDecoderCache(model.config, planned_lengths=12)

@@ -17,7 +17,7 @@ from reformer_hf.ops.bucket_rings import (
 from reformer_hf.ops.decoding import same_bucket_before
 from reformer_hf.ops.sorting import sort_by_bucket
 
-BATCH, HEADS, ROUNDS, BUCKETS, WINDOW = 2, 3, 2, 4, 5
+BATCH, HEADS, ROUNDS, BUCKETS, WINDOW = SHAPE = 2, 3, 2, 4, 5
 CPU = torch.device("cpu")
 
 
@@ -27,14 +27,7 @@ def buckets(length: int, seed: int = 0) -> Tensor:
 
 
 def made(bucket: Tensor, position: Tensor | None = None) -> BucketRings:
-    return rings_from_order(
-        sort_by_bucket(bucket),
-        position,
-        batch=BATCH,
-        heads=HEADS,
-        num_buckets=BUCKETS,
-        window=WINDOW,
-    )
+    return rings_from_order(sort_by_bucket(bucket), position, SHAPE)
 
 
 def appended(rings: BucketRings, bucket: Tensor, start: int, block: int) -> list:
@@ -43,7 +36,7 @@ def appended(rings: BucketRings, bucket: Tensor, start: int, block: int) -> list
         own = bucket[..., first : first + block]
         positions = torch.arange(own.shape[-1]).expand(BATCH, -1) + start + first
         earlier = same_bucket_before(own).sum(-1)
-        changes.append(append_to_rings(rings, rings.rows(own), earlier, positions, True))
+        changes.append(append_to_rings(rings, rings.ring_of(own), earlier, positions, True))
     return changes
 
 
@@ -69,7 +62,7 @@ def test_a_ring_holds_the_last_tokens_of_its_bucket(length: int) -> None:
 @pytest.mark.parametrize("block", [1, 3, WINDOW])
 def test_appending_gives_what_sorting_gives(block: int) -> None:
     bucket = buckets(60)
-    rings = empty_rings(BATCH, HEADS, ROUNDS, BUCKETS, WINDOW, CPU)
+    rings = empty_rings(SHAPE, CPU)
     appended(rings, bucket, 0, block)
     assert_same(rings, made(bucket))
     rings = made(bucket[..., :23])
@@ -83,14 +76,8 @@ def test_padding_is_in_no_ring_and_does_not_move_positions() -> None:
     position = (real.cumsum(1) - 1).clamp(min=0)
     rings = made(torch.where(real[:, None, None, :], bucket, BUCKETS), position)
     for b in range(BATCH):
-        alone = rings_from_order(
-            sort_by_bucket(bucket[b : b + 1, :, :, real[b]]),
-            None,
-            batch=1,
-            heads=HEADS,
-            num_buckets=BUCKETS,
-            window=WINDOW,
-        )
+        order = sort_by_bucket(bucket[b : b + 1, :, :, real[b]])
+        alone = rings_from_order(order, None, (1, *SHAPE[1:]))
         assert torch.equal(rings.counts[b], alone.counts[0])
         assert torch.equal(rings.entries[b], alone.entries[0])
 
@@ -114,8 +101,6 @@ def test_changes_can_be_taken_back_one_token_at_a_time(kept: int) -> None:
 
 def test_an_order_shared_by_heads_and_rows_fills_all_rings() -> None:
     shared = torch.zeros(1, 1, 1, 9, dtype=torch.int64)
-    rings = rings_from_order(
-        sort_by_bucket(shared), None, batch=BATCH, heads=HEADS, num_buckets=1, window=WINDOW
-    )
+    rings = rings_from_order(sort_by_bucket(shared), None, (BATCH, HEADS, 1, 1, WINDOW))
     assert rings.entries.shape == (BATCH, HEADS, 1, 1, WINDOW)
     assert torch.equal(rings.entries[1, 2].flatten().sort().values, torch.arange(4, 9).int())

@@ -1,4 +1,4 @@
-"""The memory of the ``chunk`` pattern decodes as transformers' Reformer does: approximately."""
+"""The cache of the ``chunk`` pattern decodes as transformers' Reformer does: approximately."""
 
 from __future__ import annotations
 

@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from reformer_hf import ReformerCache, ReformerConfig
-from reformer_hf.cache import lsh_memory
+from reformer_hf.cache import lsh_layer
 from reformer_hf.layers.context import ForwardContext
 from reformer_hf.layers.stack import ReformerLayer
 from reformer_hf.ops.padding import Padding
-from tests.cache.naive_memory import NaiveMemory, make_tokens
+from tests.cache.naive_cache import NaiveCache, make_tokens
 
 HEADS, SIZE, WINDOW = 2, 4, 3
 
 
 class Pair:
-    """One layer's memory and the naive one, which are told the same."""
+    """One layer's cache and the naive one, which are told the same."""
 
     def __init__(self, kind: str, seed: int, batch: int, options: dict[str, Any]) -> None:
         max_tokens = options.pop("max_tokens")
@@ -40,7 +40,7 @@ class Pair:
         self.generator = torch.Generator().manual_seed(seed)
         self.layer = ReformerLayer(config, kind, 0, causal=True, decoder=False).eval().attention
         self.cache = ReformerCache(config, planned_lengths=40, max_tokens=max_tokens)
-        self.naive = NaiveMemory(kind, WINDOW, config.count_duplicates, max_tokens)
+        self.naive = NaiveCache(kind, WINDOW, config.count_duplicates, max_tokens)
         self.context = ForwardContext(None, hash_seed=5, dropout_seed=0, cache=self.cache)
 
     def _draw(self, length: int) -> Tensor:
@@ -55,7 +55,7 @@ class Pair:
         padding = Padding.from_attention_mask(real)
         context = replace(self.context, padding=padding, planned_lengths=(40,) * self.batch)
         self.cache.open(self.batch, length, padding, real.device, 5, None)
-        out = self.layer.attend_with_memory(self.cache, context, *heads)
+        out = self.layer.attend_with_cache(self.cache, context, *heads)
         self.cache.close()
         key, value = (heads[0], heads[1]) if self.kind == "lsh" else heads[1:]
         buckets = None
@@ -128,7 +128,7 @@ def test_any_sequence_of_operations_is_that_of_a_list_of_tokens(
     if recorded:
         pair.cache.activate_past_recording()
     # With a cost of 0 every block of new tokens reads the rings, however few tokens there are.
-    with mock.patch.object(lsh_memory, "_GATHER_COST", block_cost):
+    with mock.patch.object(lsh_layer, "_GATHER_COST", block_cost):
         pair.append(7, padded=False)
         _act(pair, actions)
         pair.append(1, padded=False)

@@ -1,4 +1,4 @@
-"""A memory that is a list of tokens for every row, and attention by its definition.
+"""A cache that is a list of tokens for every row, and attention by its definition.
 
 Slow and obvious: what the rings, the circular buffers and the rollback are compared with.
 """
@@ -23,7 +23,7 @@ class Token:
 
 
 @dataclass
-class NaiveMemory:
+class NaiveCache:
     """Rows of tokens; `None` in a column is padding.
 
     Attributes:

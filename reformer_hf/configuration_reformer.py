@@ -109,7 +109,7 @@ class ReformerConfig(PreTrainedConfig):
             a head sets it to what the head needs.
         tie_word_embeddings (`bool`, defaults to `True`): the language-model head shares the
             embedding matrix (needs `stream_merge="mean"`).
-        use_cache (`bool`, defaults to `True`): `generate` keeps a memory of earlier tokens. A plain
+        use_cache (`bool`, defaults to `True`): `generate` keeps a cache of earlier tokens. A plain
             call returns one only if it is asked to.
         pad_token_id, bos_token_id, eos_token_id (`int`, *optional*): special tokens, default 0,
             `None` and 1.

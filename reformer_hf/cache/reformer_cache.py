@@ -259,7 +259,7 @@ class ReformerCache(Cache):
             raise ValueError(f"`tokens_to_remove` must be zero or negative, got {tokens_to_remove}")
         if count > self.timeline.columns:
             raise ValueError(
-                f"`crop` can remove at most the {self.timeline.columns} tokens in memory, "
+                f"`crop` can remove at most the {self.timeline.columns} tokens in the cache, "
                 f"got {count}"
             )
         time = self.timeline

@@ -203,7 +203,7 @@ def _read_padding(
     new, all_tokens = [batch, length], [batch, cache.get_seq_length() + length]
     if list(attention_mask.shape) not in (new, all_tokens):
         raise ValueError(
-            f"`{name}` must be [batch, length] = {all_tokens} with the tokens in memory, "
+            f"`{name}` must be [batch, length] = {all_tokens} with the tokens in the cache, "
             f"or {new} without, got {list(attention_mask.shape)}"
         )
     return Padding.from_attention_mask(attention_mask[:, -length:])

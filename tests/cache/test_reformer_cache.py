@@ -312,11 +312,11 @@ def evict_less_than_nothing(model: ReformerPreTrainedModel, cache: ReformerCache
         (wrong_rounds, r"`num_hashes` must stay 2 .* got 5"),
         (
             wrong_mask,
-            r"must be .* \[2, 31\] with the tokens in memory, or \[2, 1\] .* got \[2, 7\]",
+            r"must be .* \[2, 31\] with the tokens in the cache, or \[2, 1\] .* got \[2, 7\]",
         ),
         (too_long, r"max_position_embeddings=100 tokens, got 110 with 30 in `past_key_values`"),
         (weights_of_the_past, r"whole sequence, got `past_key_values` with 30 tokens"),
-        (crop_beyond, r"at most the 30 tokens in memory, got 31"),
+        (crop_beyond, r"at most the 30 tokens in the cache, got 31"),
         (crop_to_a_length, r"zero or negative, got 10"),
         (update_from_outside, r"a LSHCacheLayer attends to its own tokens"),
         (evict_less_than_nothing, r"`keep` must not be negative, got -1"),

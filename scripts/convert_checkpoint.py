@@ -33,8 +33,7 @@ from reformer_hf import ReformerConfig, ReformerPreTrainedModel
 from reformer_hf.checkpoint_conversion import ORIGINAL_MODEL_TYPE
 from reformer_hf.configuration_reformer import ATTENTION_PATTERNS
 from train_tokenizer import check_output_dir, save_whole
-from training.arguments import option, parse_arguments
-from training.command_line import exit_code
+from training.arguments import exit_code, option, parse_arguments
 
 # Its heads -> ours.
 MODEL_CLASSES = {

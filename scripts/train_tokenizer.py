@@ -22,10 +22,8 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from reformer_hf.tokenization import byte_tokenizer, train_bpe_tokenizer
-from training.arguments import option, parse_arguments, require_positive
-from training.command_line import exit_code
-from training.data import check_column, check_text
-from training.data_files import file_kind, read_table, read_text
+from training.arguments import exit_code, option, parse_arguments, require_positive
+from training.data import check_text_column, file_kind, read_table, read_text
 from training.models import DEFAULT_VOCAB_SIZE
 
 CHECKED_CHARACTERS = 500_000
@@ -81,8 +79,7 @@ def texts_of(path: str, columns: Sequence[str]) -> Iterator[str]:
         return
     table = read_table(path)
     for column in columns:
-        check_column(table, column, f"text_columns of {path!r}")
-        check_text(table, column, f"text_columns of {path!r}")
+        check_text_column(table, column, f"text_columns of {path!r}")
     for row in table.select_columns(list(columns)):
         yield from (row[column] for column in columns if row[column])
 

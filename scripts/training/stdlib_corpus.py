@@ -15,7 +15,6 @@ modules are held out on every machine, and no class is tested whose module was t
 
 import ast
 import hashlib
-import platform
 import sysconfig
 import textwrap
 import tokenize
@@ -52,15 +51,6 @@ class Example:
     kind: str
     document: str
     summary: str
-
-
-PAIRS_DESCRIPTION = (
-    f"Python {platform.python_version()} standard library: source code of modules and classes,"
-    " docstring taken out, and that docstring as the summary"
-)
-SOURCES_DESCRIPTION = (
-    f"Python {platform.python_version()} standard library: source code, split by module"
-)
 
 
 def split_of(module: str) -> str:

@@ -12,10 +12,9 @@ For every file a line says how many bytes one token stands for, measured on its 
 decoding is also checked to give the text back. The output directory appears complete or not at all.
 """
 
-import itertools
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -93,9 +92,7 @@ def build_tokenizer(arguments: TokenizerArguments) -> PreTrainedTokenizerFast:
             append_eos=arguments.append_eos,
         )
     return train_bpe_tokenizer(
-        itertools.chain.from_iterable(
-            texts_of(path, arguments.text_columns) for path in arguments.files
-        ),
+        (text for path in arguments.files for text in texts_of(path, arguments.text_columns)),
         arguments.vocab_size or DEFAULT_VOCAB_SIZE,
         min_frequency=arguments.min_frequency,
         model_max_length=arguments.model_max_length,
@@ -137,12 +134,12 @@ def check_output_dir(path: Path) -> None:
         raise ValueError(f"output_dir: expected a directory, got the file {str(path)!r}")
 
 
-def save_whole(tokenizer: PreTrainedTokenizerFast, path: Path) -> None:
-    """Save into a neighbouring directory and rename it: `path` never holds half a tokenizer."""
+def save_whole(save: Callable[[Path], object], path: Path) -> None:
+    """`save` into a neighbouring directory and rename it: `path` is complete or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as temporary:
         complete = Path(temporary) / path.name
-        tokenizer.save_pretrained(complete)
+        save(complete)
         if path.exists():
             path.rmdir()  # empty; Windows does not rename onto a directory
         complete.rename(path)
@@ -161,7 +158,7 @@ def train_tokenizer(argv: Sequence[str] | None = None) -> PreTrainedTokenizerFas
     rates = {
         path: bytes_per_token(tokenizer, path, arguments.text_columns) for path in arguments.files
     }
-    save_whole(tokenizer, output_dir)
+    save_whole(tokenizer.save_pretrained, output_dir)
 
     print(f"{len(tokenizer)} ids in {output_dir}")
     for path, rate in rates.items():

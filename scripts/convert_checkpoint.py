@@ -75,7 +75,8 @@ class ConversionArguments:
 
     def __post_init__(self) -> None:
         require_one_of("attention_pattern", self.attention_pattern, ATTENTION_PATTERNS)
-        require_one_of("model_class", self.model_class, list(MODEL_CLASSES.values()))
+        if self.model_class is not None:
+            require_one_of("model_class", self.model_class, list(MODEL_CLASSES.values()))
 
 
 def local_copy(arguments: ConversionArguments) -> Path:

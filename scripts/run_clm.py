@@ -62,6 +62,7 @@ def model_language(argv: Sequence[str] | None = None) -> dict[str, float]:
     )
     if training.do_train:
         session.train(trainer)
+    # All scores follow from the loss, so that the test split is evaluated without predictions.
     metrics: dict[str, float] = {}
     rows: list[MetricRow] = []
     for split, prefix in (("validation", "eval"), ("test", "predict")):

@@ -30,9 +30,9 @@ def require_positive(name: str, value: int | None) -> None:
         raise ValueError(f"{name}: expected a positive integer, got {value}")
 
 
-def require_one_of(name: str, value: str | None, accepted: Sequence[str]) -> None:
-    """Raise ValueError if `value` is given and not one of `accepted`."""
-    if value is not None and value not in accepted:
+def require_one_of(name: str, value: str, accepted: Sequence[str]) -> None:
+    """Raise ValueError unless `value` is one of `accepted`."""
+    if value not in accepted:
         raise ValueError(f"{name}: expected one of {list(accepted)}, got {value!r}")
 
 

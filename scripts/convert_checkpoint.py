@@ -33,8 +33,7 @@ from reformer_hf import ReformerConfig, ReformerPreTrainedModel
 from reformer_hf.checkpoint_conversion import ORIGINAL_MODEL_TYPE
 from reformer_hf.choices import ATTENTION_PATTERNS
 from train_tokenizer import check_output_dir, save_whole
-from training.arguments import option, parse_arguments
-from training.command_line import exit_code
+from training.arguments import exit_code, option, parse_arguments, require_one_of
 
 # Its heads -> ours.
 MODEL_CLASSES = {
@@ -75,14 +74,9 @@ class ConversionArguments:
     token: str | None = option("Access token for private Hub repositories.")
 
     def __post_init__(self) -> None:
-        choices: dict[str, Sequence[str | None]] = {
-            "attention_pattern": ATTENTION_PATTERNS,
-            "model_class": (None, *MODEL_CLASSES.values()),
-        }
-        for name, accepted in choices.items():
-            if getattr(self, name) not in accepted:
-                expected = [value for value in accepted if value is not None]
-                raise ValueError(f"{name}: expected one of {expected}, got {getattr(self, name)!r}")
+        require_one_of("attention_pattern", self.attention_pattern, ATTENTION_PATTERNS)
+        if self.model_class is not None:
+            require_one_of("model_class", self.model_class, list(MODEL_CLASSES.values()))
 
 
 def local_copy(arguments: ConversionArguments) -> Path:
@@ -209,20 +203,6 @@ def changed_settings(fields: dict[str, Any], config: ReformerConfig) -> list[str
     return lines
 
 
-@dataclass
-class ConvertedCheckpoint:
-    """A model, and the files of its tokenizer."""
-
-    model: ReformerPreTrainedModel
-    tokenizer_files: list[Path]
-
-    def save_pretrained(self, path: Path) -> None:
-        """Write both."""
-        self.model.save_pretrained(path)
-        for file in self.tokenizer_files:
-            shutil.copyfile(file, path / file.name)
-
-
 def convert_checkpoint(argv: Sequence[str] | None = None) -> ReformerPreTrainedModel:
     """Convert, compare, save and report what the arguments ask for.
 
@@ -247,7 +227,13 @@ def convert_checkpoint(argv: Sequence[str] | None = None) -> ReformerPreTrainedM
             f" most {TOLERANCE}"
         )
     found = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
-    save_whole(ConvertedCheckpoint(model, found), output_dir)
+
+    def save(path: Path) -> None:
+        model.save_pretrained(path)
+        for file in found:
+            shutil.copyfile(file, path / file.name)
+
+    save_whole(save, output_dir)
 
     print(f"{type(model).__name__}, {model.num_parameters():,} parameters, in {output_dir}")
     for line in changed_settings(fields, model.config):

@@ -18,31 +18,18 @@ import evaluate
 from transformers import DataCollatorWithPadding, TrainingArguments
 
 import reformer_hf  # noqa: F401  (registers the architecture with the Auto classes)
-from training.arguments import (
-    ClassificationArguments,
-    ModelArguments,
-    RunArguments,
-    parse_arguments,
-)
+from training.arguments import ClassificationArguments, exit_code
 from training.classification import (
     build_classifier,
-    class_names,
     classified_samples,
-    given_config,
+    encode_examples,
     load_examples,
-    text_encoder,
 )
-from training.classification_metrics import ClassificationScorer, majority_class
-from training.command_line import exit_code, set_up_logging, show_table
-from training.data import describe_data, tokenize
-from training.model_card import CardFacts, MetricRow
-from training.models import load_tokenizer
-from training.samples import show_samples
-from training.session import begin, final_evaluation, finish, report_metrics, train
-from training.trainers import CardTrainer
+from training.reporting import CardFacts, CardTrainer, show_results, show_samples
+from training.scoring import ClassificationScorer, majority_class
+from training.session import begin
 
 _OFFLINE_METRICS = (None, "accuracy", "f1", "macro_f1")
-_NAMES = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
 _USAGE = """
 inputs = tokenizer(text, truncation=True, max_length={length}, return_tensors="pt")
 print(model.config.id2label[model(**inputs).logits.argmax(-1).item()])
@@ -55,25 +42,11 @@ def classify(argv: Sequence[str] | None = None) -> dict[str, float]:
     Raises:
         ValueError: arguments, data or model cannot work.
     """
-    model_args, data, run, training = parse_arguments(
-        (ModelArguments, ClassificationArguments, RunArguments, TrainingArguments), argv
-    )
-    set_up_logging(training)
-    session = begin(training, data, run)
-
+    model_args, data, training, session = begin(ClassificationArguments, TrainingArguments, argv)
     examples = load_examples(data, model_args, training)
-    names = class_names(examples["train"]) if "train" in examples else None
-    config = given_config(model_args, session.checkpoint, names)
-    tokenizer = load_tokenizer(
-        model_args,
-        session.checkpoint,
-        (lambda: iter(examples["train"]["text"])) if "train" in examples else None,
-        train_by_default=True,
-    )
-    model = build_classifier(model_args, data, tokenizer, config, names)
+    tokenizer, model = build_classifier(model_args, session.checkpoint, data, examples)
     label2id = {str(name): int(number) for name, number in model.config.label2id.items()}
-    encode = text_encoder(tokenizer, data, label2id)
-    encoded = {split: tokenize(rows, encode, data, training) for split, rows in examples.items()}
+    encoded = encode_examples(examples, tokenizer, label2id, data, training)
 
     known = encoded["train"] if "train" in encoded else next(iter(encoded.values()))
     extra = None
@@ -90,37 +63,17 @@ def classify(argv: Sequence[str] | None = None) -> dict[str, float]:
         compute_metrics=scorer,
         callbacks=session.callbacks,
     )
-    if training.do_train:
-        train(trainer, session, len(examples["train"]))
-    metrics: dict[str, float] = {}
-    if training.do_eval:
-        metrics |= final_evaluation(trainer, session)
-        report_metrics(trainer, "eval", metrics, len(examples["validation"]))
-    if training.do_predict:
-        predicted = trainer.predict(encoded["test"], metric_key_prefix="predict").metrics or {}
-        report_metrics(trainer, "predict", predicted, len(examples["test"]))
-        metrics |= predicted
+    metrics = session.train_and_evaluate(trainer, encoded, scorer)
 
     split, prefix = ("test", "predict") if training.do_predict else ("validation", "eval")
-    rows = [
-        MetricRow(name, label, metrics[f"{prefix}_{name}"], metrics[f"{prefix}_majority_{name}"])
-        for name, label in _NAMES.items()
-        if f"{prefix}_{name}" in metrics
-    ]
+    rows = ClassificationScorer.rows(metrics, prefix)
     if rows and trainer.is_world_process_zero():
-        show_table(
-            f"Percent on {split}",
-            [row.name for row in rows],
-            [
-                ("model", [100 * row.value for row in rows]),
-                ("majority class", [100 * (row.baseline or 0.0) for row in rows]),
-            ],
-        )
+        show_results(f"Percent on {split}", rows, "majority class", scale=100)
         show_samples(classified_samples(model, tokenizer, examples[split], data))
     facts = CardFacts(
         task="text-classification",
         auto_class="AutoModelForSequenceClassification",
-        data=describe_data(data, default=""),
+        data=data.description or "",
         dataset_name=data.dataset_name,
         sizes={name: len(texts) for name, texts in examples.items()},
         lengths=f"It reads up to {data.max_seq_length:,} tokens.",
@@ -134,7 +87,7 @@ def classify(argv: Sequence[str] | None = None) -> dict[str, float]:
         ],
         usage=_USAGE.format(length=data.max_seq_length),
     )
-    finish(trainer, facts, session)
+    session.finish(trainer, facts)
     return metrics
 
 

@@ -16,29 +16,18 @@ from collections.abc import Sequence
 from transformers import TrainingArguments
 
 import reformer_hf  # noqa: F401  (registers the architecture with the Auto classes)
-from training.arguments import (
-    LanguageModelingArguments,
-    ModelArguments,
-    RunArguments,
-    parse_arguments,
-)
-from training.command_line import exit_code, set_up_logging, show_table
-from training.data import describe_data
-from training.language_modeling import build_language_model, continuation_samples, given_config
-from training.model_card import CardFacts, MetricRow
-from training.models import load_tokenizer
-from training.samples import show_samples
-from training.session import begin, final_evaluation, finish, report_metrics, train
-from training.stdlib_corpus import SOURCES_DESCRIPTION
-from training.text_blocks import (
-    Blocks,
+from training.arguments import LanguageModelingArguments, exit_code
+from training.language_modeling import (
+    DEFAULT_DATA,
+    LANGUAGE_MODELING,
+    build_language_model,
     collate_blocks,
-    language_modeling_metrics,
+    continuation_samples,
+    encode_documents,
     load_documents,
-    make_blocks,
-    xz_bits_per_byte,
 )
-from training.trainers import CardTrainer
+from training.reporting import CardFacts, CardTrainer, MetricRow, show_results, show_samples
+from training.session import begin
 
 _USAGE = """
 inputs = tokenizer("Once upon a time", return_tensors="pt")
@@ -52,35 +41,15 @@ def model_language(argv: Sequence[str] | None = None) -> dict[str, float]:
     Raises:
         ValueError: arguments, data or model cannot work.
     """
-    model_args, data, run, training = parse_arguments(
-        (ModelArguments, LanguageModelingArguments, RunArguments, TrainingArguments), argv
+    model_args, data, training, session = begin(
+        LanguageModelingArguments, TrainingArguments, argv, cuts_validation=True
     )
-    set_up_logging(training)
     # Logits of whole blocks would fill the memory, and nothing here looks at them.
     training.prediction_loss_only = True
-    session = begin(training, data, run, cuts_validation=True)
-    config = given_config(model_args, session.checkpoint)
-
+    config = LANGUAGE_MODELING.given_config(model_args, session.checkpoint)
     documents = load_documents(data, model_args)
-    tokenizer = load_tokenizer(
-        model_args,
-        session.checkpoint,
-        (lambda: iter(documents["train"])) if "train" in documents else None,
-        train_by_default=False,
-        append_eos=False,
-    )
-    model = build_language_model(model_args, data, tokenizer, config)
-    limits = {
-        "train": (training.do_train, data.max_train_samples),
-        "validation": (training.do_eval, data.max_eval_samples),
-        "test": (training.do_predict, data.max_predict_samples),
-    }
-    blocks: dict[str, Blocks] = {}
-    for split, (needed, limit) in limits.items():
-        if needed:
-            if split not in documents:
-                raise ValueError(f"{split}: expected a {split!r} split, got {sorted(documents)}")
-            blocks[split] = make_blocks(documents[split], tokenizer, data.block_size, limit, split)
+    tokenizer, model = build_language_model(model_args, session.checkpoint, config, data, documents)
+    blocks = encode_documents(documents, tokenizer, data, training)
 
     trainer = CardTrainer(
         model=model,
@@ -92,31 +61,31 @@ def model_language(argv: Sequence[str] | None = None) -> dict[str, float]:
         callbacks=session.callbacks,
     )
     if training.do_train:
-        train(trainer, session, len(blocks["train"].data))
+        session.train(trainer)
+    # All scores follow from the loss, so that the test split is evaluated without predictions.
     metrics: dict[str, float] = {}
     rows: list[MetricRow] = []
     for split, prefix in (("validation", "eval"), ("test", "predict")):
         if split not in blocks:
             continue
         if split == "validation":
-            found = final_evaluation(trainer, session)
+            found = session.evaluate(trainer)
         else:
             found = trainer.evaluate(blocks[split].data, metric_key_prefix=prefix)
-        scores = language_modeling_metrics(found[f"{prefix}_loss"], blocks[split].tokens_per_byte)
-        scores["xz_bits_per_byte"] = xz_bits_per_byte(documents[split])
+        loss = found[f"{prefix}_loss"]
+        scores = blocks[split].scores(loss)
         found |= {f"{prefix}_{name}": value for name, value in scores.items()}
-        report_metrics(trainer, prefix, found, len(blocks[split].data))
+        session.report(trainer, prefix, found, len(blocks[split].data))
         metrics |= found
-        rows = _card_rows(found[f"{prefix}_loss"], scores)
+        bits, floor = scores["bits_per_byte"], scores["xz_bits_per_byte"]
+        rows = [
+            MetricRow("loss", "loss (nats per token)", loss),
+            MetricRow("perplexity", "perplexity per token", scores["perplexity"]),
+            MetricRow("bits_per_byte", "bits per byte", bits, floor),
+        ]
         if trainer.is_world_process_zero():
-            show_table(
-                f"Bits per byte on {split}",
-                [split],
-                [
-                    ("model", [scores["bits_per_byte"]]),
-                    ("xz compressor", [scores["xz_bits_per_byte"]]),
-                ],
-            )
+            column = MetricRow("bits_per_byte", split, bits, floor)
+            show_results(f"Bits per byte on {split}", [column], "xz compressor")
 
     split = "test" if "test" in blocks else "validation"
     if split in blocks and data.sample_length and trainer.is_world_process_zero():
@@ -124,7 +93,7 @@ def model_language(argv: Sequence[str] | None = None) -> dict[str, float]:
     facts = CardFacts(
         task="text-generation",
         auto_class="AutoModelForCausalLM",
-        data=describe_data(data, default=SOURCES_DESCRIPTION),
+        data=data.description or DEFAULT_DATA,
         dataset_name=data.dataset_name,
         sizes={f"{name} blocks": len(found.data) for name, found in blocks.items()},
         lengths=f"It was trained on blocks of {data.block_size:,} tokens.",
@@ -138,17 +107,8 @@ def model_language(argv: Sequence[str] | None = None) -> dict[str, float]:
         ],
         usage=_USAGE,
     )
-    finish(trainer, facts, session)
+    session.finish(trainer, facts)
     return metrics
-
-
-def _card_rows(loss: float, scores: dict[str, float]) -> list[MetricRow]:
-    bits, floor = scores["bits_per_byte"], scores["xz_bits_per_byte"]
-    return [
-        MetricRow("loss", "loss (nats per token)", loss),
-        MetricRow("perplexity", "perplexity per token", scores["perplexity"]),
-        MetricRow("bits_per_byte", "bits per byte", bits, floor),
-    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,20 +12,17 @@ For every file a line says how many bytes one token stands for, measured on its 
 decoding is also checked to give the text back. The output directory appears complete or not at all.
 """
 
-import itertools
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
 from reformer_hf.tokenization import byte_tokenizer, train_bpe_tokenizer
-from training.arguments import option, parse_arguments, require_positive
-from training.command_line import exit_code
-from training.data import check_column, check_text
-from training.data_files import file_kind, read_table, read_text
+from training.arguments import exit_code, option, parse_arguments, require_positive
+from training.data import check_text_column, file_kind, read_table, read_text
 from training.models import DEFAULT_VOCAB_SIZE
 
 CHECKED_CHARACTERS = 500_000
@@ -81,8 +78,7 @@ def texts_of(path: str, columns: Sequence[str]) -> Iterator[str]:
         return
     table = read_table(path)
     for column in columns:
-        check_column(table, column, f"text_columns of {path!r}")
-        check_text(table, column, f"text_columns of {path!r}")
+        check_text_column(table, column, f"text_columns of {path!r}")
     for row in table.select_columns(list(columns)):
         yield from (row[column] for column in columns if row[column])
 
@@ -96,9 +92,7 @@ def build_tokenizer(arguments: TokenizerArguments) -> PreTrainedTokenizerFast:
             append_eos=arguments.append_eos,
         )
     return train_bpe_tokenizer(
-        itertools.chain.from_iterable(
-            texts_of(path, arguments.text_columns) for path in arguments.files
-        ),
+        (text for path in arguments.files for text in texts_of(path, arguments.text_columns)),
         arguments.vocab_size or DEFAULT_VOCAB_SIZE,
         min_frequency=arguments.min_frequency,
         model_max_length=arguments.model_max_length,
@@ -140,12 +134,12 @@ def check_output_dir(path: Path) -> None:
         raise ValueError(f"output_dir: expected a directory, got the file {str(path)!r}")
 
 
-def save_whole(tokenizer: PreTrainedTokenizerFast, path: Path) -> None:
-    """Save into a neighbouring directory and rename it: `path` never holds half a tokenizer."""
+def save_whole(save: Callable[[Path], object], path: Path) -> None:
+    """`save` into a neighbouring directory and rename it: `path` is complete or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as temporary:
         complete = Path(temporary) / path.name
-        tokenizer.save_pretrained(complete)
+        save(complete)
         if path.exists():
             path.rmdir()  # empty; Windows does not rename onto a directory
         complete.rename(path)
@@ -164,7 +158,7 @@ def train_tokenizer(argv: Sequence[str] | None = None) -> PreTrainedTokenizerFas
     rates = {
         path: bytes_per_token(tokenizer, path, arguments.text_columns) for path in arguments.files
     }
-    save_whole(tokenizer, output_dir)
+    save_whole(tokenizer.save_pretrained, output_dir)
 
     print(f"{len(tokenizer)} ids in {output_dir}")
     for path, rate in rates.items():

@@ -1,1 +1,14 @@
-"""What the three training scripts share: data, metrics, presets, the run itself and its report."""
+"""What the training scripts share.
+
+A script reads as: arguments, data, model, trainer, report.
+
+arguments           what a user may ask for, and how a script refuses it
+data                files and Hub data sets -> splits -> token ids
+stdlib_corpus       the data of a run that names none
+models              tokenizer, configuration and model: given ones, or new ones of a preset size
+session             one run: start, training, evaluation, end
+scoring             metrics, each next to a baseline
+reporting           tables, samples, loss curve, model card
+
+What only one task needs is in summarization, classification and language_modeling.
+"""

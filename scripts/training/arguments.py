@@ -1,16 +1,22 @@
 """Command-line arguments, under the names that transformers' example scripts made familiar.
 
-Each script parses its model, data and run arguments plus transformers' own training arguments.
-What cannot work is refused here, before anything is loaded.
+Each training script parses its model, data and run arguments plus transformers' own training
+arguments. Values that cannot work are refused here, before anything is loaded; `exit_code` turns
+every refusal into one line on stderr.
 """
 
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from transformers import HfArgumentParser
+
+logger = logging.getLogger(__name__)
+
+EXIT_BAD_INPUT = 2
 
 
 def option(help_text: str, default: Any = None) -> Any:
@@ -22,6 +28,12 @@ def require_positive(name: str, value: int | None) -> None:
     """Raise ValueError if `value` is given and below 1."""
     if value is not None and value < 1:
         raise ValueError(f"{name}: expected a positive integer, got {value}")
+
+
+def require_one_of(name: str, value: str, accepted: Sequence[str]) -> None:
+    """Raise ValueError unless `value` is one of `accepted`."""
+    if value not in accepted:
+        raise ValueError(f"{name}: expected one of {list(accepted)}, got {value!r}")
 
 
 @dataclass
@@ -96,12 +108,18 @@ class DataTrainingArguments:
     @property
     def files(self) -> dict[str, str]:
         """The local files that were given, by split."""
-        named = {
-            "train": self.train_file,
-            "validation": self.validation_file,
-            "test": self.test_file,
-        }
+        named = {split: getattr(self, f"{split}_file") for split in ("train", "validation", "test")}
         return {split: file for split, file in named.items() if file is not None}
+
+    @property
+    def description(self) -> str | None:
+        """One line that says where the examples come from, without local paths; None if unset."""
+        if self.dataset_name is not None:
+            return " ".join(filter(None, [self.dataset_name, self.dataset_config_name]))
+        if self.files:
+            names = [file.replace("\\", "/").rsplit("/", 1)[-1] for file in self.files.values()]
+            return "local files " + ", ".join(names)
+        return None
 
 
 @dataclass
@@ -128,8 +146,6 @@ class SummarizationArguments(DataTrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.val_max_target_length is None:
-            self.val_max_target_length = self.max_target_length
         lengths = ("max_source_length", "max_target_length", "val_max_target_length", "num_beams")
         for name in lengths:
             require_positive(name, getattr(self, name))
@@ -139,9 +155,14 @@ class SummarizationArguments(DataTrainingArguments):
             )
 
     @property
+    def longest_summary(self) -> int:
+        """Longest generated and evaluated summary in tokens."""
+        return self.val_max_target_length or self.max_target_length
+
+    @property
     def longest_target(self) -> int:
         """Longest target of training or evaluation, in tokens."""
-        return max(self.max_target_length, self.val_max_target_length or 0)
+        return max(self.max_target_length, self.longest_summary)
 
 
 @dataclass
@@ -224,3 +245,21 @@ def parse_arguments(classes: Sequence[Any], argv: Sequence[str] | None = None) -
             raise ValueError(f"arguments: expected a JSON file, got {str(path)!r}")
         return tuple(parser.parse_json_file(json_file=str(path)))
     return tuple(parser.parse_args_into_dataclasses(args=arguments, look_for_args_file=False))
+
+
+def exit_code(
+    run: Callable[[Sequence[str] | None], object], argv: Sequence[str] | None = None
+) -> int:
+    """Call `run(argv)`; 0 if it returns, `EXIT_BAD_INPUT` and a one-line message if it refuses.
+
+    The scripts and the libraries below them refuse bad input with ValueError and unreachable
+    files with OSError. Anything else is a defect and keeps its traceback, which `--log_level
+    debug` shows for refusals as well.
+    """
+    try:
+        run(argv)
+    except (ValueError, OSError) as error:
+        logger.debug("The refusal came from here", exc_info=True)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    return 0

@@ -1,6 +1,5 @@
 """What is particular to classification: texts with one class each, and the classifier."""
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -8,17 +7,29 @@ from datasets import ClassLabel, Dataset, Features, Value
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoModelForSequenceClassification,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainingArguments,
 )
 
-from training.arguments import ClassificationArguments, ModelArguments
-from training.data import check_column, check_text, first_rows, load_splits, required_split
-from training.models import fit_positions, load_config, load_model, token_fields
-from training.presets import preset_named, reformer_config
-from training.samples import Sample
+from training.arguments import ClassificationArguments, ModelArguments, require_one_of
+from training.data import (
+    check_text_column,
+    first_rows,
+    load_splits,
+    needed_splits,
+    required_split,
+    tokenize,
+)
+from training.models import Task, load_tokenizer, new_config
+from training.reporting import Sample
+
+CLASSIFICATION = Task(
+    "sequence classification",
+    AutoModelForSequenceClassification,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    "max_seq_length",
+)
 
 
 def load_examples(
@@ -32,24 +43,13 @@ def load_examples(
     raw = load_splits(data, model)
     if raw is None:
         raise ValueError("dataset_name, train_file: expected data to classify, got none")
-    wanted = [
-        ("train", data.train_split_name, "do_train", training.do_train, data.max_train_samples),
-        (
-            "validation",
-            data.validation_split_name,
-            "do_eval",
-            training.do_eval,
-            data.max_eval_samples,
-        ),
-        ("test", data.test_split_name, "do_predict", training.do_predict, data.max_predict_samples),
-    ]
     examples = {}
-    for split, name, argument, needed, limit in wanted:
-        if needed:
-            found = required_split(raw, name or split, argument)
-            if split == "train" and data.shuffle_train_dataset:
-                found = found.shuffle(seed=data.shuffle_seed)
-            examples[split] = _texts_and_labels(first_rows(found, limit), data)
+    for split, argument, limit in needed_splits(data, training):
+        name = getattr(data, f"{split}_split_name") or split
+        found = required_split(raw, name, argument)
+        if split == "train" and data.shuffle_train_dataset:
+            found = found.shuffle(seed=data.shuffle_seed)
+        examples[split] = _texts_and_labels(first_rows(found, limit), data)
     return examples
 
 
@@ -57,9 +57,8 @@ def _texts_and_labels(dataset: Dataset, data: ClassificationArguments) -> Datase
     text_columns = (data.text_column_names or "text").split(",")
     label_column = data.label_column_name or "label"
     for column in text_columns:
-        check_column(dataset, column, "text_column_names")
-        check_text(dataset, column, "text_column_names")
-    check_column(dataset, label_column, "label_column_name")
+        check_text_column(dataset, column, "text_column_names")
+    require_one_of("label_column_name", label_column, dataset.column_names)
     feature = dataset.features[label_column]
     kind = getattr(feature, "dtype", type(feature).__name__)
     if not (kind in ("string", "bool") or kind.startswith(("int", "uint"))):
@@ -109,12 +108,41 @@ def class_names(dataset: Dataset) -> list[str]:
     return names
 
 
-def text_encoder(
-    tokenizer: PreTrainedTokenizerBase, data: ClassificationArguments, label2id: dict[str, int]
-) -> Callable[[dict[str, list[Any]]], dict[str, Any]]:
-    """Encodes "text" as the input and "label" as the class number.
+def build_classifier(
+    arguments: ModelArguments,
+    checkpoint: str | None,
+    data: ClassificationArguments,
+    examples: dict[str, Dataset],
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Tokenizer and classifier: the given ones, or new ones for the classes in training.
 
-    The encoding raises ValueError for a class that `label2id` does not have.
+    Raises:
+        ValueError: they cannot be loaded, there are fewer than two classes, or the model cannot
+            classify or takes no texts so long.
+    """
+    texts = classes = None
+    if "train" in examples:
+        texts, classes = examples["train"]["text"], class_names(examples["train"])
+    config = CLASSIFICATION.given_config(arguments, checkpoint, classes)
+    tokenizer = load_tokenizer(arguments, checkpoint, texts)
+    config = config or new_config(arguments, tokenizer, data.max_seq_length, classes=classes)
+    model = CLASSIFICATION.load_model(arguments, config, tokenizer, data.max_seq_length)
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return tokenizer, model
+
+
+def encode_examples(
+    examples: dict[str, Dataset],
+    tokenizer: PreTrainedTokenizerBase,
+    label2id: dict[str, int],
+    data: ClassificationArguments,
+    training: TrainingArguments,
+) -> dict[str, Dataset]:
+    """Texts as the inputs and the numbers of their classes as the labels of a classifier.
+
+    Raises:
+        ValueError: there is a class that `label2id` does not have.
     """
 
     def encode(rows: dict[str, list[Any]]) -> dict[str, Any]:
@@ -136,64 +164,7 @@ def text_encoder(
             "labels": [label2id[label] for label in rows["label"]],
         }
 
-    return encode
-
-
-def given_config(
-    arguments: ModelArguments, checkpoint: str | None, names: Sequence[str] | None
-) -> PretrainedConfig | None:
-    """The configuration of the named model or of the checkpoint; None if there is neither.
-
-    Args:
-        arguments: name the model.
-        checkpoint: training resumes here.
-        names: the classes to train, or None to keep those of the model.
-
-    Raises:
-        ValueError: there is no such model, or it cannot classify.
-    """
-    return load_config(
-        arguments,
-        checkpoint,
-        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-        "sequence classification",
-        **_class_fields(names),
-    )
-
-
-def _class_fields(names: Sequence[str] | None) -> dict[str, Any]:
-    if names is None:
-        return {}
-    numbered = dict(enumerate(names))
-    return {"id2label": numbered, "label2id": {name: id_ for id_, name in numbered.items()}}
-
-
-def build_classifier(
-    arguments: ModelArguments,
-    data: ClassificationArguments,
-    tokenizer: PreTrainedTokenizerBase,
-    config: PretrainedConfig | None,
-    names: Sequence[str] | None,
-) -> PreTrainedModel:
-    """The given classifier, or a new Reformer of a preset size for the classes `names`.
-
-    Raises:
-        ValueError: the model takes no texts so long.
-    """
-    if config is None:
-        config = reformer_config(
-            preset_named(arguments.preset),
-            max_length=data.max_seq_length,
-            token_fields=token_fields(tokenizer) | _class_fields(names),
-            overrides=arguments.config_overrides,
-        )
-    model = load_model(arguments, config, AutoModelForSequenceClassification, len(tokenizer))
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
-    fit_positions(
-        model, data.max_seq_length, "max_seq_length", arguments.resize_position_embeddings
-    )
-    return model
+    return {split: tokenize(rows, encode, data, training) for split, rows in examples.items()}
 
 
 @torch.no_grad()

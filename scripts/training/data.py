@@ -1,72 +1,128 @@
-"""From arguments to splits: which data set, which columns, which rows, and their token ids."""
+"""From data files (json, jsonl, csv, txt; also gzipped) and Hub data sets to token ids.
 
-import logging
+Files are read through the `datasets` library, which maps them from disk, so they may be larger
+than memory. Its errors name internals; here they become one line that names the file.
+"""
+
+import gzip
+import zlib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
-from transformers import PreTrainedTokenizerBase, TrainingArguments
+import pyarrow
+from datasets import Dataset, DatasetDict, load_dataset
+from datasets.exceptions import DatasetsError
+from transformers import TrainingArguments
 
-from training.arguments import DataTrainingArguments, ModelArguments, SummarizationArguments
-from training.data_files import load_hub_dataset, read_table
-from training.stdlib_corpus import stdlib_splits
+from training.arguments import DataTrainingArguments, ModelArguments, require_one_of
 
-logger = logging.getLogger(__name__)
-
-Splits = dict[str, Dataset]
-
-IGNORED_LABEL = -100
-
-# Columns of well-known summarization data sets whose names do not speak for themselves.
-_KNOWN_COLUMNS = {
-    "big_patent": ("description", "abstract"),
-    "ccdv/arxiv-summarization": ("article", "abstract"),
-    "ccdv/pubmed-summarization": ("article", "abstract"),
-    "cnn_dailymail": ("article", "highlights"),
-    "knkarthick/samsum": ("dialogue", "summary"),
-    "samsum": ("dialogue", "summary"),
-}
-_TEXT_COLUMNS = ("document", "text", "article", "report", "dialogue", "source")
-_SUMMARY_COLUMNS = ("summary", "abstract", "highlights", "target", "headline")
+_KINDS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".txt": "text"}
+_GZIP = ".gz"
 
 
-def load_splits(data: DataTrainingArguments, model: ModelArguments) -> Splits | None:
-    """The Hub data set or the local files that `data` names; None if it names neither.
+def file_kind(path: str, accepted: Sequence[str] = ("json", "csv")) -> str:
+    """ "json", "csv" or "text", by the extension of `path` (before ".gz").
+
+    Raises:
+        ValueError: another extension, or a kind that is not in `accepted`.
+    """
+    suffixes = [suffix.lower() for suffix in Path(path).suffixes]
+    if suffixes and suffixes[-1] == _GZIP:
+        suffixes.pop()
+    kind = _KINDS.get(suffixes[-1]) if suffixes else None
+    if kind is None or kind not in accepted:
+        endings = [ending for ending, known in _KINDS.items() if known in accepted]
+        raise ValueError(
+            f"data file: expected one of {', '.join(endings)} (also with {_GZIP}), got {path!r}"
+        )
+    return kind
+
+
+def check_readable(path: str) -> None:
+    """Raise ValueError unless `path` is a file with something in it."""
+    file = Path(path)
+    if not file.is_file():
+        found = "a directory" if file.is_dir() else "nothing"
+        raise ValueError(f"data file: expected a file at {path!r}, got {found}")
+    try:
+        with _opener(path)(path, "rb") as stream:
+            beginning = stream.read(1 << 16)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"data file: cannot read {path!r}: {error}") from error
+    if not beginning.strip():
+        raise ValueError(f"data file: expected records in {path!r}, got an empty file")
+
+
+def _opener(path: str) -> Any:
+    return gzip.open if Path(path).suffix.lower() == _GZIP else open
+
+
+def read_table(path: str, cache_dir: str | None = None) -> Dataset:
+    """The records of a json, jsonl or csv file, with at least one row.
+
+    Raises:
+        ValueError: the file cannot be read, is empty or is malformed.
+    """
+    kind = file_kind(path)
+    check_readable(path)
+    try:
+        table = load_dataset(kind, data_files={"train": path}, split="train", cache_dir=cache_dir)
+    except (DatasetsError, OSError, ValueError, StopIteration, pyarrow.ArrowException) as error:
+        reason = " ".join(str(error.__cause__ or error).split()) or "no records in it"
+        raise ValueError(f"data file: cannot read {path!r} as {kind}: {reason}") from error
+    if len(table) == 0:
+        raise ValueError(f"data file: expected records in {path!r}, got none")
+    return table
+
+
+def read_text(path: str) -> str:
+    """The whole text of a .txt or .txt.gz file in UTF-8.
+
+    Raises:
+        ValueError: the file cannot be read, is empty or is not UTF-8.
+    """
+    check_readable(path)
+    try:
+        # Line ends are kept as they are: they are text to be modelled.
+        with _opener(path)(path, "rt", encoding="utf-8", newline="") as stream:
+            return stream.read()
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise ValueError(f"data file: cannot read {path!r} as UTF-8 text: {error}") from error
+
+
+def load_splits(data: DataTrainingArguments, model: ModelArguments) -> dict[str, Dataset] | None:
+    """The Hub data set or the local files that `data` names, by split; None if it names neither.
 
     Raises:
         ValueError: a data set or file cannot be read, or a file is empty.
     """
-    if data.dataset_name is not None:
-        return load_hub_dataset(
-            data.dataset_name,
-            data.dataset_config_name,
-            cache_dir=model.cache_dir,
-            token=model.token,
+    if data.dataset_name is None:
+        files = data.files.items()
+        return {split: read_table(file, model.cache_dir) for split, file in files} or None
+    name = data.dataset_name
+    try:
+        splits = load_dataset(
+            name, data.dataset_config_name, cache_dir=model.cache_dir, token=model.token
         )
-    files = data.files
-    return {split: read_table(file, model.cache_dir) for split, file in files.items()} or None
+    except (DatasetsError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"dataset_name: cannot load {name!r}: {reason}") from error
+    if not isinstance(splits, DatasetDict):
+        raise ValueError(f"dataset_name: expected splits in {name!r}, got {type(splits).__name__}")
+    return dict(splits)
 
 
-def load_summarization_splits(data: SummarizationArguments, model: ModelArguments) -> Splits:
-    """Like `load_splits`, with the Python standard library for who names no data at all."""
-    splits = load_splits(data, model)
-    if splits is None:
-        logger.info("No data given: summarizing the Python standard library")
-        splits = stdlib_splits()
-    return splits
-
-
-def describe_data(data: DataTrainingArguments, default: str) -> str:
-    """One line that says where the examples come from, without local paths.
-
-    `default` describes what the script uses when no data are named.
-    """
-    if data.dataset_name is not None:
-        return " ".join(filter(None, [data.dataset_name, data.dataset_config_name]))
-    if data.files:
-        names = [file.replace("\\", "/").rsplit("/", 1)[-1] for file in data.files.values()]
-        return "local files " + ", ".join(names)
-    return default
+def needed_splits(
+    data: DataTrainingArguments, training: TrainingArguments
+) -> list[tuple[str, str, int | None]]:
+    """The splits of this run: name, the argument that asks for it, and the most rows to use."""
+    known = [
+        ("train", "do_train", data.max_train_samples),
+        ("validation", "do_eval", data.max_eval_samples),
+        ("test", "do_predict", data.max_predict_samples),
+    ]
+    return [needed for needed in known if getattr(training, needed[1])]
 
 
 def required_split(splits: Mapping[str, Dataset], split: str, purpose: str) -> Dataset:
@@ -82,69 +138,9 @@ def required_split(splits: Mapping[str, Dataset], split: str, purpose: str) -> D
     return splits[split]
 
 
-def check_column(dataset: Dataset, column: str, argument: str) -> None:
-    """Raise ValueError, naming the columns there are, unless `dataset` has `column`."""
-    if column not in dataset.column_names:
-        raise ValueError(f"{argument}: expected one of {dataset.column_names}, got {column!r}")
-
-
-def _choose_column(
-    dataset: Dataset, asked: str | None, candidates: Sequence[str], argument: str
-) -> str:
-    if asked is not None:
-        check_column(dataset, asked, argument)
-        return asked
-    for candidate in candidates:
-        if candidate in dataset.column_names:
-            return candidate
-    raise ValueError(
-        f"{argument}: expected the name of one of the columns {dataset.column_names}, got none, and"
-        f" none of them is called {', '.join(candidates)}"
-    )
-
-
-def summarization_columns(data: SummarizationArguments, dataset: Dataset) -> tuple[str, str]:
-    """The columns of documents and summaries: the ones named, or those with a telling name.
-
-    Raises:
-        ValueError: a named column does not exist, or no column has a telling name.
-    """
-    known = _KNOWN_COLUMNS.get(data.dataset_name or "")
-    texts = known[:1] if known else _TEXT_COLUMNS
-    summaries = known[1:] if known else _SUMMARY_COLUMNS
-    return (
-        _choose_column(dataset, data.text_column, texts, "text_column"),
-        _choose_column(dataset, data.summary_column, summaries, "summary_column"),
-    )
-
-
-def select_pairs(dataset: Dataset, columns: tuple[str, str], limit: int | None) -> Dataset:
-    """The first `limit` rows that have both texts, as columns "document" and "summary".
-
-    Raises:
-        ValueError: a column is missing or holds no text, or no row has both.
-    """
-    for column, argument in zip(columns, ("text_column", "summary_column"), strict=True):
-        check_column(dataset, column, argument)
-        check_text(dataset, column, argument)
-    if columns[0] == columns[1]:
-        raise ValueError(f"summary_column: expected another column than the text's, got {columns}")
-    names = dict(zip(columns, ("document", "summary"), strict=True))
-    pairs = dataset.select_columns(list(columns)).rename_columns(names)
-    complete = pairs.filter(
-        lambda row: bool(row["document"] and row["summary"]), desc="Leaving out empty texts"
-    )
-    if len(complete) == 0:
-        raise ValueError(
-            f"text_column, summary_column: expected rows with both texts, got none of {len(pairs)}"
-        )
-    if len(complete) < len(pairs):
-        logger.warning("Left out %d rows with an empty text", len(pairs) - len(complete))
-    return first_rows(complete, limit)
-
-
-def check_text(dataset: Dataset, column: str, argument: str) -> None:
-    """Raise ValueError unless `column` holds strings (or nothing at all, in some rows)."""
+def check_text_column(dataset: Dataset, column: str, argument: str) -> None:
+    """Raise ValueError unless `dataset` has `column`, with strings (in some rows maybe nothing)."""
+    require_one_of(argument, column, dataset.column_names)
     kind = getattr(dataset.features[column], "dtype", type(dataset.features[column]).__name__)
     if kind not in ("string", "large_string"):
         raise ValueError(f"{argument}: expected text in column {column!r}, got {kind}")
@@ -172,27 +168,3 @@ def tokenize(
             load_from_cache_file=not data.overwrite_cache,
             desc="Tokenizing",
         )
-
-
-def pair_encoder(
-    tokenizer: PreTrainedTokenizerBase, data: SummarizationArguments, max_target_length: int
-) -> Callable[[dict[str, list[Any]]], dict[str, Any]]:
-    """Encodes "document" as the input and "summary" as the labels of a seq2seq model."""
-
-    def encode(rows: dict[str, list[Any]]) -> dict[str, Any]:
-        encoded = tokenizer(
-            [data.source_prefix + document for document in rows["document"]],
-            max_length=data.max_source_length,
-            padding="max_length" if data.pad_to_max_length else False,
-            truncation=True,
-        )
-        labels = tokenizer(
-            text_target=rows["summary"], max_length=max_target_length, truncation=True
-        )
-        return {
-            "input_ids": encoded["input_ids"],
-            "attention_mask": encoded["attention_mask"],
-            "labels": labels["input_ids"],
-        }
-
-    return encode

@@ -3,10 +3,24 @@
 The order is the same for all three: what the user names, else what the named model or the
 checkpoint to resume from brings along, else something new (a tokenizer trained on the training
 split, a configuration from a preset, random weights).
+
+| preset | hidden | heads | feed-forward | layers | decoder layers | made for         |
+|--------|--------|-------|--------------|--------|----------------|------------------|
+| tiny   | 32     | 2     | 64           | 2      | 1              | tests            |
+| demo   | 128    | 4     | 512          | 2      | 2              | minutes on a CPU |
+| small  | 256    | 4     | 1024         | 4      | 2              | hours on a CPU   |
+| base   | 512    | 8     | 2048         | 6      | 6              | one GPU          |
+| large  | 1024   | 16    | 4096         | 12     | 12             | several GPUs     |
+
+"layers" are those of an encoder or of a model that has but one stack. Layers alternate local
+attention (syntax, close by) and LSH attention (content, anywhere). A summary is short, so its
+decoder attends fully.
 """
 
+import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +32,24 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from reformer_hf import ReformerConfig, ReformerSeq2SeqConfig
 from reformer_hf.tokenization import byte_tokenizer, train_bpe_tokenizer
-from training.arguments import ModelArguments
+from training.arguments import ModelArguments, require_one_of
 
 logger = logging.getLogger(__name__)
 
 BYTE_TOKENIZER = "byte"
 DEFAULT_VOCAB_SIZE = 8192
+DEFAULT_PRESET = "small"
+_SHORTEST_POSITION_TABLE = 256
 
 
 def load_tokenizer(
     arguments: ModelArguments,
     checkpoint: str | None,
-    training_texts: Callable[[], Iterable[str]] | None,
+    training_texts: Iterable[str] | None,
     *,
-    train_by_default: bool,
+    train_by_default: bool = True,
     append_eos: bool = True,
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of this run.
@@ -40,9 +57,9 @@ def load_tokenizer(
     Args:
         arguments: `tokenizer_name`, `model_name_or_path` and `vocab_size` decide, in this order.
         checkpoint: training resumes here, with the tokenizer that lies there.
-        training_texts: gives the texts to train a tokenizer on; None without training data.
-        train_by_default: what a run that says nothing gets: a trained tokenizer or bytes.
-        append_eos: whether a new tokenizer ends every text; one for prompts must not.
+        training_texts: what a new tokenizer is trained on; None without training data.
+        train_by_default: whether a run that names none gets a trained tokenizer, or else bytes.
+        append_eos: whether a new tokenizer ends every text with <eos>; one for prompts must not.
 
     Raises:
         ValueError: a named tokenizer cannot be loaded, or one must be trained and no text is there.
@@ -51,8 +68,20 @@ def load_tokenizer(
         return byte_tokenizer(append_eos=append_eos)
     source = arguments.tokenizer_name or arguments.model_name_or_path or checkpoint
     if source is not None:
-        argument = "tokenizer_name" if arguments.tokenizer_name else "model_name_or_path"
-        return _tokenizer_from(source, argument, arguments)
+        try:
+            return AutoTokenizer.from_pretrained(
+                source,
+                cache_dir=arguments.cache_dir,
+                use_fast=arguments.use_fast_tokenizer,
+                revision=_revision(source, arguments),
+                token=arguments.token,
+                trust_remote_code=arguments.trust_remote_code,
+            )
+        except (OSError, ValueError) as error:
+            argument = "tokenizer_name" if arguments.tokenizer_name else "model_name_or_path"
+            raise ValueError(
+                f"{argument}: cannot load a tokenizer from {source!r}: {_one_line(error)}"
+            ) from error
     if arguments.vocab_size is None and not train_by_default:
         return byte_tokenizer(append_eos=append_eos)
     if training_texts is None:
@@ -62,28 +91,92 @@ def load_tokenizer(
         )
     vocab_size = arguments.vocab_size or DEFAULT_VOCAB_SIZE
     logger.info("Training a tokenizer of %d tokens on the training split", vocab_size)
-    return train_bpe_tokenizer(training_texts(), vocab_size, append_eos=append_eos)
+    return train_bpe_tokenizer(training_texts, vocab_size, append_eos=append_eos)
 
 
-def _tokenizer_from(
-    source: str, argument: str, arguments: ModelArguments
-) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(
-            source,
-            cache_dir=arguments.cache_dir,
-            use_fast=arguments.use_fast_tokenizer,
-            revision=_revision(source, arguments),
-            token=arguments.token,
-            trust_remote_code=arguments.trust_remote_code,
-        )
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{argument}: cannot load a tokenizer from {source!r}: {_one_line(error)}"
-        ) from error
+@dataclass(frozen=True)
+class Preset:
+    """The numbers that make a size; everything else is the configuration's default."""
+
+    hidden_size: int
+    num_attention_heads: int
+    feed_forward_size: int
+    num_layers: int
+    num_decoder_layers: int
+    num_hashes: int = 2
+    dropout: float = 0.1
 
 
-def token_fields(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+PRESETS = {
+    "tiny": Preset(32, 2, 64, num_layers=2, num_decoder_layers=1, dropout=0.0),
+    "demo": Preset(128, 4, 512, num_layers=2, num_decoder_layers=2, dropout=0.0),
+    "small": Preset(256, 4, 1024, num_layers=4, num_decoder_layers=2),
+    "base": Preset(512, 8, 2048, num_layers=6, num_decoder_layers=6, num_hashes=4),
+    "large": Preset(1024, 16, 4096, num_layers=12, num_decoder_layers=12, num_hashes=4),
+}
+
+
+def preset_named(name: str | None) -> Preset:
+    """The preset called `name` (unset: `DEFAULT_PRESET`).
+
+    Raises:
+        ValueError: there is no such preset.
+    """
+    name = name or DEFAULT_PRESET
+    require_one_of("preset", name, sorted(PRESETS))
+    return PRESETS[name]
+
+
+def _position_table(length: int) -> int:
+    """The next power of two: a size that factors well into axial position embeddings."""
+    return max(_SHORTEST_POSITION_TABLE, 1 << (length - 1).bit_length())
+
+
+def new_config(
+    arguments: ModelArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    *,
+    target_length: int | None = None,
+    classes: Sequence[str] | None = None,
+) -> ReformerConfig | ReformerSeq2SeqConfig:
+    """Configuration of a new model: an encoder-decoder with `target_length`, else a single stack.
+
+    Args:
+        arguments: `preset` gives the size; `config_overrides` win over everything.
+        tokenizer: determines the vocabulary and the ids of special tokens.
+        length: longest input in tokens.
+        target_length: longest output of an encoder-decoder in tokens.
+        classes: names of the classes that a classifier tells apart.
+
+    Raises:
+        ValueError: preset, tokenizer or overrides make no possible configuration.
+    """
+    preset = preset_named(arguments.preset)
+    overrides = parse_overrides(arguments.config_overrides)
+    fields = {
+        "hidden_size": preset.hidden_size,
+        "num_attention_heads": preset.num_attention_heads,
+        "attention_head_size": preset.hidden_size // preset.num_attention_heads,
+        "feed_forward_size": preset.feed_forward_size,
+        "attn_layers": ["local" if i % 2 == 0 else "lsh" for i in range(preset.num_layers)],
+        "num_hashes": preset.num_hashes,
+        "hidden_dropout_prob": preset.dropout,
+        "max_position_embeddings": _position_table(length),
+        **_token_fields(tokenizer),
+        **_class_fields(classes),
+    }
+    if target_length is None:
+        return ReformerConfig(**fields | overrides)
+    fields |= {
+        "decoder_attn_layers": ["full"] * preset.num_decoder_layers,
+        "max_target_positions": _position_table(target_length),
+        "decoder_start_token_id": tokenizer.pad_token_id,
+    }
+    return ReformerSeq2SeqConfig(**fields | overrides)
+
+
+def _token_fields(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """The configuration fields that a tokenizer determines, for a new model.
 
     Raises:
@@ -100,107 +193,164 @@ def token_fields(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     }
 
 
-def load_config(
-    arguments: ModelArguments,
-    checkpoint: str | None,
-    accepted: Mapping[Any, Any],
-    task: str,
-    **fields: Any,
-) -> PretrainedConfig | None:
-    """The configuration that is given, or None where the run must make a new one.
-
-    Args:
-        arguments: `config_name` and `model_name_or_path` decide, in this order.
-        checkpoint: training resumes here.
-        accepted: transformers' mapping from configuration classes to models of the task.
-        task: name of the task in the error message.
-        fields: configuration fields to set on the way.
-
-    Raises:
-        ValueError: there is no configuration, or it is not one of a model for this task.
-    """
-    source = arguments.config_name or arguments.model_name_or_path or checkpoint
-    if source is None:
-        return None
-    argument = "config_name" if source == arguments.config_name else "model_name_or_path"
-    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
-        raise ValueError(f"{argument}: expected a config.json in {source!r}, got none")
-    try:
-        config = AutoConfig.from_pretrained(
-            source,
-            cache_dir=arguments.cache_dir,
-            revision=_revision(source, arguments),
-            token=arguments.token,
-            trust_remote_code=arguments.trust_remote_code,
-            **fields,
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{argument}: cannot load {source!r}: {_one_line(error)}") from error
-    if type(config) not in accepted and not _remote_code_for(config, arguments):
-        raise ValueError(
-            f"{argument}: expected a model for {task}, got model_type {config.model_type!r} in"
-            f" {source!r}"
-        )
-    return config
+def _class_fields(classes: Sequence[str] | None) -> dict[str, Any]:
+    """The configuration fields that number the classes; none without classes."""
+    if classes is None:
+        return {}
+    numbered = dict(enumerate(classes))
+    return {"id2label": numbered, "label2id": {name: id_ for id_, name in numbered.items()}}
 
 
-def _remote_code_for(config: PretrainedConfig, arguments: ModelArguments) -> bool:
-    """Whether the repository brings its own model class, which the mapping cannot know."""
-    return arguments.trust_remote_code and bool(getattr(config, "auto_map", None))
+def parse_overrides(text: str | None) -> dict[str, Any]:
+    """Configuration fields from `{"a": 1, "b": [2]}` or `a=1,b=0.5,c=word`.
 
-
-def load_model(
-    arguments: ModelArguments, config: PretrainedConfig, auto_class: Any, vocabulary: int
-) -> PreTrainedModel:
-    """The given model's weights, or a new model of `config`, with room for `vocabulary` tokens.
+    Example:
+        >>> parse_overrides("hidden_size=64,attention_pattern=chunk")
+        {'hidden_size': 64, 'attention_pattern': 'chunk'}
 
     Raises:
-        ValueError: the weights cannot be loaded or do not fit the configuration.
+        ValueError: `text` is neither.
     """
-    source = arguments.model_name_or_path
-    if source is None:
-        model = auto_class.from_config(config, trust_remote_code=arguments.trust_remote_code)
-    else:
+    if text is None or not text.strip():
+        return {}
+    if text.lstrip().startswith("{"):
         try:
-            model = auto_class.from_pretrained(
+            fields = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"config_overrides: expected JSON, got {text!r}: {error}") from error
+        return dict(fields)
+    fields = {}
+    for item in text.split(","):
+        key, equals, value = item.partition("=")
+        if not equals or not key.strip().isidentifier():
+            raise ValueError(f"config_overrides: expected key=value, got {item!r}")
+        fields[key.strip()] = _json_or_word(value.strip())
+    return fields
+
+
+def _json_or_word(value: str) -> Any:
+    try:
+        return json.loads(value.lower() if value in ("True", "False") else value)
+    except json.JSONDecodeError:
+        return value
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a model is trained for, and how a model for it is found.
+
+    Attributes:
+        name: in messages.
+        auto_class: transformers' Auto class.
+        accepted: transformers' mapping from configuration classes to models of the task.
+        length_argument: the command-line argument for the longest input.
+    """
+
+    name: str
+    auto_class: Any
+    accepted: Mapping[Any, Any]
+    length_argument: str
+
+    def given_config(
+        self,
+        arguments: ModelArguments,
+        checkpoint: str | None,
+        classes: Sequence[str] | None = None,
+    ) -> PretrainedConfig | None:
+        """The configuration that is given, or None where the run must make a new one.
+
+        Args:
+            arguments: `config_name` and `model_name_or_path` decide, in this order.
+            checkpoint: training resumes here.
+            classes: names of the classes to train, or None to keep those of the model.
+
+        Raises:
+            ValueError: there is no configuration, or it is not one of a model for this task.
+        """
+        source = arguments.config_name or arguments.model_name_or_path or checkpoint
+        if source is None:
+            return None
+        argument = "config_name" if source == arguments.config_name else "model_name_or_path"
+        if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+            raise ValueError(f"{argument}: expected a config.json in {source!r}, got none")
+        try:
+            config = AutoConfig.from_pretrained(
                 source,
-                config=config,
                 cache_dir=arguments.cache_dir,
-                revision=arguments.model_revision,
+                revision=_revision(source, arguments),
                 token=arguments.token,
                 trust_remote_code=arguments.trust_remote_code,
-                ignore_mismatched_sizes=arguments.ignore_mismatched_sizes,
+                **_class_fields(classes),
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"{argument}: cannot load {source!r}: {_one_line(error)}") from error
+        # A repository may bring its own model class, which the mapping cannot know.
+        remote_code = arguments.trust_remote_code and getattr(config, "auto_map", None)
+        if type(config) not in self.accepted and not remote_code:
             raise ValueError(
-                f"model_name_or_path: cannot load {source!r}: {_one_line(error)}"
+                f"{argument}: expected a model for {self.name}, got model_type"
+                f" {config.model_type!r} in {source!r}"
+            )
+        return config
+
+    def load_model(
+        self,
+        arguments: ModelArguments,
+        config: PretrainedConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        length: int,
+    ) -> PreTrainedModel:
+        """The given model's weights, or a new model of `config`.
+
+        It has room for all tokens of `tokenizer` and for inputs of `length` tokens.
+
+        Raises:
+            ValueError: the weights cannot be loaded or do not fit the configuration, or the
+                position embeddings are too short and may not or cannot grow.
+        """
+        source = arguments.model_name_or_path
+        if source is None:
+            model = self.auto_class.from_config(
+                config, trust_remote_code=arguments.trust_remote_code
+            )
+        else:
+            try:
+                model = self.auto_class.from_pretrained(
+                    source,
+                    config=config,
+                    cache_dir=arguments.cache_dir,
+                    revision=arguments.model_revision,
+                    token=arguments.token,
+                    trust_remote_code=arguments.trust_remote_code,
+                    ignore_mismatched_sizes=arguments.ignore_mismatched_sizes,
+                )
+            except (OSError, ValueError, RuntimeError) as error:
+                raise ValueError(
+                    f"model_name_or_path: cannot load {source!r}: {_one_line(error)}"
+                ) from error
+        # Never shrink: many checkpoints pad their vocabulary to a round number.
+        if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+            model.resize_token_embeddings(len(tokenizer))
+        self._fit_positions(model, length, arguments.resize_position_embeddings)
+        return model
+
+    def _fit_positions(self, model: PreTrainedModel, length: int, resize: bool | None) -> None:
+        """Make sure that the model takes inputs of `length` tokens, if `resize` by growing it."""
+        limit = getattr(model.config, "max_position_embeddings", None)
+        if limit is None or length <= limit:
+            return
+        if not resize:
+            raise ValueError(
+                f"{self.length_argument}: expected at most {limit}, the model's"
+                " max_position_embeddings (or --resize_position_embeddings true), got"
+                f" {length}"
+            )
+        try:
+            model.resize_position_embeddings(length)
+        except NotImplementedError as error:
+            raise ValueError(
+                f"resize_position_embeddings: expected a model that can, got {type(model).__name__}"
             ) from error
-    # Never shrink: many checkpoints pad their vocabulary to a round number.
-    if vocabulary > model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(vocabulary)
-    return model
-
-
-def fit_positions(model: PreTrainedModel, length: int, argument: str, resize: bool | None) -> None:
-    """Make sure that the model takes inputs of `length` tokens, if `resize` by growing it.
-
-    Raises:
-        ValueError: its position embeddings are too short and `resize` is not set.
-    """
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if limit is None or length <= limit:
-        return
-    if not resize:
-        raise ValueError(
-            f"{argument}: expected at most {limit}, the model's max_position_embeddings (or"
-            f" --resize_position_embeddings true), got {length}"
-        )
-    try:
-        model.resize_position_embeddings(length)
-    except NotImplementedError as error:
-        raise ValueError(
-            f"resize_position_embeddings: expected a model that can, got {type(model).__name__}"
-        ) from error
 
 
 def _revision(source: str, arguments: ModelArguments) -> str:

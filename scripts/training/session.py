@@ -1,13 +1,19 @@
-"""The life of a training run: where it starts, when it stops, what it saves on the way."""
+"""The life of a training run: where it starts, when it stops, what it measures and saves."""
 
 import logging
 import shutil
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import datasets
+import transformers
+from datasets import Dataset
 from transformers import (
     EarlyStoppingCallback,
+    EvalPrediction,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -15,18 +21,33 @@ from transformers import (
 )
 from transformers.trainer_utils import SaveStrategy, get_last_checkpoint
 
-from training.arguments import DataTrainingArguments, RunArguments
-from training.loss_curve import save_loss_curve
-from training.measurements import StepTimer, peak_memory
-from training.model_card import CardFacts, model_card
-from training.trainers import CardSeq2SeqTrainer, CardTrainer
+from training.arguments import (
+    DataTrainingArguments,
+    ModelArguments,
+    RunArguments,
+    parse_arguments,
+)
+from training.data import needed_splits
+from training.reporting import (
+    CardFacts,
+    CardSeq2SeqTrainer,
+    CardTrainer,
+    StepTimer,
+    costs,
+    model_card,
+    peak_memory,
+    save_loss_curve,
+)
 
 logger = logging.getLogger(__name__)
+
+DataT = TypeVar("DataT", bound=DataTrainingArguments)
+TrainingT = TypeVar("TrainingT", bound=TrainingArguments)
 
 
 @dataclass
 class Session:
-    """What a run knows of itself before it has a model.
+    """One training run: where it resumes, what it measures, and its steps from training to report.
 
     Attributes:
         checkpoint: directory to resume from, or None.
@@ -38,20 +59,107 @@ class Session:
     timer: StepTimer
     callbacks: list[TrainerCallback]
 
+    def train_and_evaluate(
+        self,
+        trainer: Trainer,
+        splits: dict[str, Dataset],
+        score_test: Callable[[EvalPrediction], dict[str, float]] | None,
+    ) -> dict[str, Any]:
+        """Train, evaluate and predict as far as asked for; the metrics of the latter two.
+
+        Args:
+            trainer: has the training and the validation split, and computes the latter's metrics.
+            splits: the encoded splits, with "test" if it is asked for.
+            score_test: computes the metrics of the test split.
+        """
+        metrics: dict[str, Any] = {}
+        if trainer.args.do_train:
+            self.train(trainer)
+        if trainer.args.do_eval:
+            metrics |= self.evaluate(trainer)
+            self.report(trainer, "eval", metrics, len(trainer.eval_dataset))
+        if trainer.args.do_predict:
+            trainer.compute_metrics = score_test
+            predicted = trainer.predict(splits["test"], metric_key_prefix="predict").metrics or {}
+            self.report(trainer, "predict", predicted, len(splits["test"]))
+            metrics |= predicted
+        return metrics
+
+    def train(self, trainer: Trainer) -> None:
+        """Train, from the checkpoint if there is one; save model, tokenizer, state, metrics."""
+        result = trainer.train(resume_from_checkpoint=self.checkpoint)
+        trainer.save_model()
+        metrics: dict[str, Any] = {**result.metrics, "train_steps": trainer.state.global_step}
+        if self.timer.median_seconds is not None:
+            metrics["train_step_seconds_median"] = round(self.timer.median_seconds, 4)
+        self.report(trainer, "train", metrics, len(trainer.train_dataset))
+        trainer.save_state()
+
+    def evaluate(self, trainer: Trainer) -> dict[str, Any]:
+        """Metrics of the trained model on the validation split, with the loss before training.
+
+        A model that this run just evaluated, at its last step, is not evaluated again.
+        """
+        evaluations = _evaluations(trainer)
+        is_fresh = (
+            bool(evaluations)
+            and evaluations[-1]["step"] == trainer.state.global_step
+            and self.timer.median_seconds is not None
+            and not trainer.args.load_best_model_at_end
+        )
+        metrics = dict(evaluations[-1]) if is_fresh else trainer.evaluate()
+        metrics.pop("step", None)
+        if evaluations and evaluations[0]["step"] == 0 and trainer.state.global_step > 0:
+            metrics["eval_loss_at_start"] = evaluations[0]["eval_loss"]
+        return metrics
+
+    @staticmethod
+    def report(trainer: Trainer, split: str, metrics: dict[str, Any], examples: int) -> None:
+        """Show the metrics of `split` ("train", "eval" or "predict") and save them as JSON."""
+        metrics[f"{split}_samples"] = examples
+        metrics.update(peak_memory())
+        trainer.log_metrics(split, metrics)
+        trainer.save_metrics(split, metrics)
+
+    def finish(self, trainer: CardTrainer | CardSeq2SeqTrainer, facts: CardFacts) -> None:
+        """Draw the losses, write the model card, push if asked, and print a short summary."""
+        output = Path(str(trainer.args.output_dir))
+        if trainer.is_world_process_zero():
+            has_curve = save_loss_curve(trainer.state.log_history, output / "loss_curve.png")
+            if trainer.args.do_train:
+                facts.details.update(costs(self.timer))
+                trainer.card = model_card(trainer, facts, has_curve=has_curve)
+                trainer.create_model_card()
+        if trainer.args.push_to_hub:
+            trainer.push_to_hub()
+        if not trainer.is_world_process_zero():
+            return
+        print()
+        evaluations = _evaluations(trainer)
+        if len(evaluations) > 1:
+            first, last = evaluations[0], evaluations[-1]
+            print(
+                f"Evaluation loss: {first['eval_loss']:.4f} (step {first['step']}) ->"
+                f" {last['eval_loss']:.4f} (step {last['step']})"
+            )
+        for name, cost in costs(self.timer).items():
+            print(f"{name}: {cost}")
+        print(f"Results: {output.resolve()}")
+
 
 def begin(
-    training: TrainingArguments,
-    data: DataTrainingArguments,
-    run: RunArguments,
+    data_class: type[DataT],
+    training_class: type[TrainingT],
+    argv: Sequence[str] | None,
     *,
     cuts_validation: bool = False,
-) -> Session:
-    """Check what can be checked without data, find the checkpoint to resume from, set the seed.
+) -> tuple[ModelArguments, DataT, TrainingT, Session]:
+    """Parse the arguments, refuse what cannot work even without data, and set the seed.
 
     Args:
-        training: transformers' arguments; completed where early stopping needs it.
-        data: the files that are there.
-        run: how to start and when to stop.
+        data_class: the data arguments of the script.
+        training_class: transformers' training arguments, completed where early stopping needs it.
+        argv: the command line; None: that of the process.
         cuts_validation: the script takes validation data from the training file if there is no
             other.
 
@@ -59,6 +167,10 @@ def begin(
         ValueError: the arguments ask for nothing, for data they do not name, or for a start or an
             early stop that cannot be.
     """
+    model, data, run, training = parse_arguments(
+        (ModelArguments, data_class, RunArguments, training_class), argv
+    )
+    _set_up_logging(training)
     _require_work(training, data, cuts_validation)
     timer = StepTimer()
     callbacks = [timer, *_early_stopping(training, run)]
@@ -66,23 +178,36 @@ def begin(
     if training.device.type == "cpu":
         training.dataloader_pin_memory = False  # has no effect there but a warning
     set_seed(training.seed)
-    return Session(checkpoint, timer, callbacks)
+    return model, data, training, Session(checkpoint, timer, callbacks)
+
+
+def _set_up_logging(training: TrainingArguments) -> None:
+    """Log to stderr at the level the training arguments ask for (default: info)."""
+    logging.basicConfig(
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+    )
+    level = training.get_process_log_level()
+    quiet_level = max(level, logging.WARNING)  # libraries report progress through their bars
+    logging.getLogger("training").setLevel(
+        logging.INFO if training.log_level == "passive" and training.should_log else level
+    )
+    datasets.utils.logging.set_verbosity(quiet_level)
+    transformers.utils.logging.set_verbosity(quiet_level)
 
 
 def _require_work(
     training: TrainingArguments, data: DataTrainingArguments, cuts_validation: bool
 ) -> None:
-    if not (training.do_train or training.do_eval or training.do_predict):
+    needed = [split for split, _, _ in needed_splits(data, training)]
+    if not needed:
         raise ValueError("do_train, do_eval, do_predict: expected at least one of them, got none")
-    needed = {
-        "train": training.do_train,
-        "validation": training.do_eval and not (cuts_validation and "train" in data.files),
-        "test": training.do_predict,
-    }
-    if data.files:
-        for split, wanted in needed.items():
-            if wanted and split not in data.files:
-                raise ValueError(f"{split}_file: expected a file for this run, got none")
+    if cuts_validation and "train" in data.files and "validation" in needed:
+        needed.remove("validation")
+    for split in needed:
+        if data.files and split not in data.files:
+            raise ValueError(f"{split}_file: expected a file for this run, got none")
 
 
 def _start_checkpoint(training: TrainingArguments, run: RunArguments) -> str | None:
@@ -134,84 +259,5 @@ def _early_stopping(training: TrainingArguments, run: RunArguments) -> list[Trai
     return [EarlyStoppingCallback(early_stopping_patience=run.early_stopping_patience)]
 
 
-def train(trainer: Trainer, session: Session, examples: int) -> None:
-    """Train, on from the checkpoint if there is one; save model, tokenizer, state and metrics."""
-    result = trainer.train(resume_from_checkpoint=session.checkpoint)
-    trainer.save_model()
-    metrics: dict[str, Any] = dict(result.metrics)
-    metrics["train_samples"] = examples
-    metrics["train_steps"] = trainer.state.global_step
-    if session.timer.median_seconds is not None:
-        metrics["train_step_seconds_median"] = round(session.timer.median_seconds, 4)
-    metrics.update(peak_memory())
-    trainer.log_metrics("train", metrics)
-    trainer.save_metrics("train", metrics)
-    trainer.save_state()
-
-
-def report_metrics(trainer: Trainer, split: str, metrics: dict[str, Any], examples: int) -> None:
-    """Show the metrics of `split` ("eval" or "predict") and save them as JSON."""
-    metrics[f"{split}_samples"] = examples
-    metrics.update(peak_memory())
-    trainer.log_metrics(split, metrics)
-    trainer.save_metrics(split, metrics)
-
-
-def final_evaluation(trainer: Trainer, session: Session) -> dict[str, Any]:
-    """Metrics of the trained model on the validation split, with the loss before training.
-
-    A model that this run just evaluated, at its last step, is not evaluated again.
-    """
-    evaluations = _evaluations(trainer)
-    is_fresh = (
-        bool(evaluations)
-        and evaluations[-1]["step"] == trainer.state.global_step
-        and session.timer.median_seconds is not None
-        and not trainer.args.load_best_model_at_end
-    )
-    metrics = dict(evaluations[-1]) if is_fresh else trainer.evaluate()
-    metrics.pop("step", None)
-    if evaluations and evaluations[0]["step"] == 0 and trainer.state.global_step > 0:
-        metrics["eval_loss_at_start"] = evaluations[0]["eval_loss"]
-    return metrics
-
-
 def _evaluations(trainer: Trainer) -> list[dict[str, Any]]:
     return [entry for entry in trainer.state.log_history if "eval_loss" in entry]
-
-
-def finish(trainer: CardTrainer | CardSeq2SeqTrainer, facts: CardFacts, session: Session) -> None:
-    """Draw the losses, write the model card, push if asked, and print a short summary."""
-    output = Path(str(trainer.args.output_dir))
-    if trainer.is_world_process_zero():
-        has_curve = save_loss_curve(trainer.state.log_history, output / "loss_curve.png")
-        if trainer.args.do_train:
-            facts.details.update(_costs(session.timer))
-            trainer.card = model_card(trainer, facts, has_curve=has_curve)
-            trainer.create_model_card()
-    if trainer.args.push_to_hub:
-        trainer.push_to_hub()
-    if not trainer.is_world_process_zero():
-        return
-    print()
-    evaluations = _evaluations(trainer)
-    if len(evaluations) > 1:
-        first, last = evaluations[0], evaluations[-1]
-        print(
-            f"Evaluation loss: {first['eval_loss']:.4f} (step {first['step']}) ->"
-            f" {last['eval_loss']:.4f} (step {last['step']})"
-        )
-    for name, cost in _costs(session.timer).items():
-        print(f"{name}: {cost}")
-    print(f"Results: {output.resolve()}")
-
-
-def _costs(timer: StepTimer) -> dict[str, str]:
-    """Time and memory of the run in words."""
-    costs = {}
-    if timer.median_seconds is not None:
-        costs["Median time of a step"] = f"{timer.median_seconds:.3f} s"
-    for name, size in peak_memory().items():
-        where = "GPU" if "gpu" in name else "process"
-        costs[f"Peak memory of the {where}"] = f"{size:,.0f} MiB"
-    return costs

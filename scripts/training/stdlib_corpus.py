@@ -15,7 +15,6 @@ modules are held out on every machine, and no class is tested whose module was t
 
 import ast
 import hashlib
-import platform
 import sysconfig
 import textwrap
 import tokenize
@@ -54,15 +53,6 @@ class Example:
     summary: str
 
 
-PAIRS_DESCRIPTION = (
-    f"Python {platform.python_version()} standard library: source code of modules and classes,"
-    " docstring taken out, and that docstring as the summary"
-)
-SOURCES_DESCRIPTION = (
-    f"Python {platform.python_version()} standard library: source code, split by module"
-)
-
-
 def split_of(module: str) -> str:
     """The split of a module and its classes: "train", "validation" or "test"."""
     return _SPLIT_OF_REMAINDER[_hash(module) % len(_SPLIT_OF_REMAINDER)]
@@ -73,24 +63,20 @@ def _hash(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 
-def module_files(root: Path) -> Iterator[tuple[str, Path]]:
-    """Dotted name and file of every module under `root`, in a fixed order."""
+def _modules(root: Path) -> Iterator[tuple[str, str]]:
+    """Dotted name and source text of every readable module under `root`, in a fixed order."""
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
         if _SKIPPED_DIRECTORIES.intersection(parts[:-1]):
             continue
         if not all(part.isidentifier() for part in parts):  # such as config-3.11-x86_64-linux-gnu
             continue
-        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
-
-
-def _docstring_node(node: ast.Module | ast.ClassDef) -> ast.expr | None:
-    if not node.body:
-        return None
-    first = node.body[0]
-    if not isinstance(first, ast.Expr) or not isinstance(first.value, ast.Constant):
-        return None
-    return first.value if isinstance(first.value.value, str) else None
+        try:
+            with tokenize.open(path) as file:  # honours the coding cookie
+                text = file.read()
+        except (SyntaxError, UnicodeDecodeError, OSError):
+            continue
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), text
 
 
 class _Source:
@@ -105,8 +91,10 @@ class _Source:
     def _offset(self, line: int, column: int) -> int:
         return self._line_starts[line - 1] + column
 
-    def without_docstring(self, node: ast.Module | ast.ClassDef, docstring: ast.expr) -> str:
+    def without_docstring(self, node: ast.Module | ast.ClassDef) -> str:
         """The text of `node` without its docstring, and without the lines this leaves blank."""
+        statement = node.body[0]
+        docstring = statement.value if isinstance(statement, ast.Expr) else statement
         start, end = 0, len(self._bytes)
         if isinstance(node, ast.ClassDef):
             first_line = min([node.lineno, *(item.lineno for item in node.decorator_list)])
@@ -134,13 +122,10 @@ def examples_of_source(text: str, module: str) -> Iterator[Example]:
         tree = ast.parse(text)
     source = _Source(text)
     for node, name in _nodes_with_names(tree, module):
-        docstring = _docstring_node(node)
-        if docstring is None:
-            continue
         summary = (ast.get_docstring(node) or "").strip()
-        document = source.without_docstring(node, docstring)
         if len(summary.split()) < _MIN_SUMMARY_WORDS or _GENERATED_CODEC_MARK in summary:
             continue
+        document = source.without_docstring(node)
         # A summary that its document repeats word for word would reward copying.
         if len(document) < _MIN_DOCUMENT_CHARACTERS or summary in document:
             continue
@@ -166,10 +151,7 @@ def stdlib_examples(root: Path | None = None) -> list[Example]:
     root = root or Path(sysconfig.get_path("stdlib"))
     examples: list[Example] = []
     seen: set[str] = set()
-    for module, path in module_files(root):
-        text = _read_source(path)
-        if text is None:
-            continue
+    for module, text in _modules(root):
         try:
             found = list(examples_of_source(text, module))
         except SyntaxError:
@@ -189,19 +171,10 @@ def stdlib_examples(root: Path | None = None) -> list[Example]:
 def stdlib_sources(root: Path | None = None) -> dict[str, list[str]]:
     """Whole source texts of the modules by split, docstrings included, for language modelling."""
     sources: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
-    for module, path in module_files(root or Path(sysconfig.get_path("stdlib"))):
-        text = _read_source(path)
+    for module, text in _modules(root or Path(sysconfig.get_path("stdlib"))):
         if text:
             sources[split_of(module)].append(text)
     return sources
-
-
-def _read_source(path: Path) -> str | None:
-    try:
-        with tokenize.open(path) as file:  # honours the coding cookie
-            return file.read()
-    except (SyntaxError, UnicodeDecodeError, OSError):
-        return None
 
 
 def stdlib_splits(root: Path | None = None) -> dict[str, Dataset]:

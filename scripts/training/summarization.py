@@ -1,7 +1,11 @@
 """What is particular to summarization: pairs of texts, an encoder-decoder, generation settings."""
 
+import functools
 import itertools
-from collections.abc import Iterator
+import logging
+import platform
+from collections.abc import Sequence
+from typing import Any
 
 from datasets import Dataset
 from transformers import (
@@ -13,15 +17,43 @@ from transformers import (
     TrainingArguments,
 )
 
-from training.arguments import ModelArguments, SummarizationArguments
+from training.arguments import ModelArguments, SummarizationArguments, require_one_of
 from training.data import (
-    load_summarization_splits,
+    check_text_column,
+    first_rows,
+    load_splits,
+    needed_splits,
     required_split,
-    select_pairs,
-    summarization_columns,
+    tokenize,
 )
-from training.models import fit_positions, load_config, load_model, token_fields
-from training.presets import preset_named, seq2seq_config
+from training.models import Task, load_tokenizer, new_config
+from training.stdlib_corpus import stdlib_splits
+
+logger = logging.getLogger(__name__)
+
+SUMMARIZATION = Task(
+    "summarization (sequence to sequence)",
+    AutoModelForSeq2SeqLM,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    "max_source_length",
+)
+# What `load_pairs` reads when no data are named.
+DEFAULT_DATA = (
+    f"Python {platform.python_version()} standard library: source code of modules and classes,"
+    " docstring taken out, and that docstring as the summary"
+)
+
+# Columns of well-known summarization data sets whose names do not speak for themselves.
+_KNOWN_COLUMNS = {
+    "big_patent": ("description", "abstract"),
+    "ccdv/arxiv-summarization": ("article", "abstract"),
+    "ccdv/pubmed-summarization": ("article", "abstract"),
+    "cnn_dailymail": ("article", "highlights"),
+    "knkarthick/samsum": ("dialogue", "summary"),
+    "samsum": ("dialogue", "summary"),
+}
+_TEXT_COLUMNS = ("document", "text", "article", "report", "dialogue", "source")
+_SUMMARY_COLUMNS = ("summary", "abstract", "highlights", "target", "headline")
 
 
 def load_pairs(
@@ -29,66 +61,126 @@ def load_pairs(
 ) -> dict[str, Dataset]:
     """Columns "document" and "summary" of the splits that this run needs.
 
+    Without data arguments they are those of the Python standard library.
+
     Raises:
         ValueError: data cannot be read, or a split or column is missing or empty.
     """
-    raw = load_summarization_splits(data, model)
-    wanted = [
-        ("train", "do_train", training.do_train, data.max_train_samples),
-        ("validation", "do_eval", training.do_eval, data.max_eval_samples),
-        ("test", "do_predict", training.do_predict, data.max_predict_samples),
-    ]
+    raw = load_splits(data, model)
+    if raw is None:
+        logger.info("No data given: summarizing the Python standard library")
+        raw = stdlib_splits()
     pairs = {}
-    for split, argument, needed, limit in wanted:
-        if needed:
-            found = required_split(raw, split, argument)
-            pairs[split] = select_pairs(found, summarization_columns(data, found), limit)
+    for split, argument, limit in needed_splits(data, training):
+        found = required_split(raw, split, argument)
+        pairs[split] = select_pairs(found, summarization_columns(data, found), limit)
     return pairs
 
 
-def texts_of(pairs: Dataset) -> Iterator[str]:
-    """All documents, then all summaries, one at a time."""
-    return itertools.chain(iter(pairs["document"]), iter(pairs["summary"]))
-
-
-def given_config(arguments: ModelArguments, checkpoint: str | None) -> PretrainedConfig | None:
-    """The configuration of the named model or of the checkpoint; None if there is neither.
+def summarization_columns(data: SummarizationArguments, dataset: Dataset) -> tuple[str, str]:
+    """The columns of documents and summaries: the ones named, or those with a telling name.
 
     Raises:
-        ValueError: there is no such model, or it is not a sequence-to-sequence model.
+        ValueError: a named column does not exist, or no column has a telling name.
     """
-    return load_config(
-        arguments,
-        checkpoint,
-        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
-        "summarization (sequence to sequence)",
+    known = _KNOWN_COLUMNS.get(data.dataset_name or "")
+    texts = known[:1] if known else _TEXT_COLUMNS
+    summaries = known[1:] if known else _SUMMARY_COLUMNS
+    return (
+        _choose_column(dataset, data.text_column, texts, "text_column"),
+        _choose_column(dataset, data.summary_column, summaries, "summary_column"),
     )
+
+
+def _choose_column(
+    dataset: Dataset, asked: str | None, candidates: Sequence[str], argument: str
+) -> str:
+    if asked is not None:
+        require_one_of(argument, asked, dataset.column_names)
+        return asked
+    for candidate in candidates:
+        if candidate in dataset.column_names:
+            return candidate
+    raise ValueError(
+        f"{argument}: expected the name of one of the columns {dataset.column_names}, got none, and"
+        f" none of them is called {', '.join(candidates)}"
+    )
+
+
+def select_pairs(dataset: Dataset, columns: tuple[str, str], limit: int | None) -> Dataset:
+    """The first `limit` rows that have both texts, as columns "document" and "summary".
+
+    Raises:
+        ValueError: a column is missing or holds no text, or no row has both.
+    """
+    for column, argument in zip(columns, ("text_column", "summary_column"), strict=True):
+        check_text_column(dataset, column, argument)
+    if columns[0] == columns[1]:
+        raise ValueError(f"summary_column: expected another column than the text's, got {columns}")
+    names = dict(zip(columns, ("document", "summary"), strict=True))
+    pairs = dataset.select_columns(list(columns)).rename_columns(names)
+    complete = pairs.filter(
+        lambda row: bool(row["document"] and row["summary"]), desc="Leaving out empty texts"
+    )
+    if len(complete) == 0:
+        raise ValueError(
+            f"text_column, summary_column: expected rows with both texts, got none of {len(pairs)}"
+        )
+    if len(complete) < len(pairs):
+        logger.warning("Left out %d rows with an empty text", len(pairs) - len(complete))
+    return first_rows(complete, limit)
+
+
+def encode_pairs(
+    pairs: dict[str, Dataset],
+    tokenizer: PreTrainedTokenizerBase,
+    data: SummarizationArguments,
+    training: TrainingArguments,
+) -> dict[str, Dataset]:
+    """Documents as the inputs and summaries as the labels of a seq2seq model."""
+
+    def encode(rows: dict[str, list[Any]], target_length: int) -> dict[str, Any]:
+        encoded = tokenizer(
+            [data.source_prefix + document for document in rows["document"]],
+            max_length=data.max_source_length,
+            padding="max_length" if data.pad_to_max_length else False,
+            truncation=True,
+        )
+        labels = tokenizer(text_target=rows["summary"], max_length=target_length, truncation=True)
+        return {
+            "input_ids": encoded["input_ids"],
+            "attention_mask": encoded["attention_mask"],
+            "labels": labels["input_ids"],
+        }
+
+    found = {}
+    for split, texts in pairs.items():
+        length = data.max_target_length if split == "train" else data.longest_summary
+        encode_split = functools.partial(encode, target_length=length)
+        found[split] = tokenize(texts, encode_split, data, training)
+    return found
 
 
 def build_summarizer(
     arguments: ModelArguments,
-    data: SummarizationArguments,
-    tokenizer: PreTrainedTokenizerBase,
+    checkpoint: str | None,
     config: PretrainedConfig | None,
-) -> PreTrainedModel:
-    """The given seq2seq model, or a new Reformer of a preset size, ready for the lengths.
+    data: SummarizationArguments,
+    pairs: dict[str, Dataset],
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Tokenizer and seq2seq model: the given ones, or new ones, ready for the lengths.
 
     Raises:
-        ValueError: the model cannot take inputs or targets so long.
+        ValueError: they cannot be loaded, or the model takes no inputs or targets so long.
     """
-    if config is None:
-        fields = token_fields(tokenizer)
-        config = seq2seq_config(
-            preset_named(arguments.preset),
-            max_source_length=data.max_source_length,
-            max_target_length=data.longest_target,
-            token_fields=fields | {"decoder_start_token_id": fields["pad_token_id"]},
-            overrides=arguments.config_overrides,
-        )
-    model = load_model(arguments, config, AutoModelForSeq2SeqLM, len(tokenizer))
-    fit_positions(
-        model, data.max_source_length, "max_source_length", arguments.resize_position_embeddings
+    texts = None
+    if "train" in pairs:
+        texts = itertools.chain(pairs["train"]["document"], pairs["train"]["summary"])
+    tokenizer = load_tokenizer(arguments, checkpoint, texts)
+    config = config or new_config(
+        arguments, tokenizer, data.max_source_length, target_length=data.longest_target
     )
+    model = SUMMARIZATION.load_model(arguments, config, tokenizer, data.max_source_length)
     limit = getattr(model.config, "max_target_positions", None)
     if limit is not None and data.longest_target > limit:
         raise ValueError(
@@ -96,7 +188,7 @@ def build_summarizer(
             f" {data.longest_target}"
         )
     _set_generation_defaults(model, data, tokenizer)
-    return model
+    return tokenizer, model
 
 
 def _set_generation_defaults(
@@ -112,7 +204,7 @@ def _set_generation_defaults(
             )
         generation.decoder_start_token_id = start
     # The start token counts as generated, and is no part of the summary.
-    generation.max_length = (data.val_max_target_length or data.max_target_length) + 1
+    generation.max_length = data.longest_summary + 1
     generation.num_beams = data.num_beams
     generation.no_repeat_ngram_size = data.no_repeat_ngram_size
     if data.forced_bos_token is not None:

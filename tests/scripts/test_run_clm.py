@@ -1,4 +1,4 @@
-"""Language modelling: blocks, bits per byte, and small runs end to end."""
+"""Language modelling: blocks, and small runs end to end."""
 
 import gzip
 import json
@@ -13,14 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import run_clm
 from reformer_hf import ReformerForCausalLM
 from reformer_hf.tokenization import byte_tokenizer
-from training.text_blocks import (
-    collate_blocks,
-    hold_out_end,
-    language_modeling_metrics,
-    make_blocks,
-    pieces,
-    xz_bits_per_byte,
-)
+from training.language_modeling import collate_blocks, hold_out_end, make_blocks, pieces
 
 TEXT = "".join(f"Line {number} of a text about buckets.\n" for number in range(60))
 
@@ -72,21 +65,6 @@ def test_text_shorter_than_a_block_is_refused():
 def test_every_token_of_a_block_is_a_label():
     batch = collate_blocks([{"input_ids": [1, 0, 2]}, {"input_ids": [3, 4, 5]}])
     assert batch["labels"].tolist() == batch["input_ids"].tolist() == [[1, 0, 2], [3, 4, 5]]
-
-
-def test_bits_per_byte_of_uniform_guessing():
-    scores = language_modeling_metrics(math.log(256), tokens_per_byte=1.0)
-    assert scores["bits_per_byte"] == pytest.approx(8.0)
-    assert scores["perplexity"] == pytest.approx(256.0)
-    # A token of two bytes that costs 8 bits costs 4 bits a byte.
-    assert language_modeling_metrics(math.log(256), 0.5)["bits_per_byte"] == pytest.approx(4.0)
-    assert language_modeling_metrics(1e4, 1.0)["perplexity"] == math.inf
-
-
-def test_xz_baseline_knows_repetition_from_noise():
-    noise = "".join(map(chr, np.random.default_rng(0).integers(33, 127, 20_000)))
-    assert xz_bits_per_byte([noise]) > 6
-    assert xz_bits_per_byte(["ab" * 10_000]) < 0.2
 
 
 def test_run_leaves_a_complete_model_directory(text_files, small_run, tmp_path, capsys):

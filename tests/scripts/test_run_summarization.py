@@ -1,4 +1,4 @@
-"""The main job end to end, at a size of seconds."""
+"""Summarization: columns and pairs, and the main job end to end, at a size of seconds."""
 
 import json
 import os
@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from huggingface_hub import HfApi, ModelCard
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
 import run_summarization
 from reformer_hf import ReformerForConditionalGeneration
+from training.arguments import SummarizationArguments
+from training.summarization import select_pairs, summarization_columns
 
 SCRIPT = Path(run_summarization.__file__).resolve()
 LENGTHS = ["--max_source_length", "48", "--max_target_length", "8", "--vocab_size", "300"]
@@ -28,6 +31,44 @@ def refusal(arguments: list[str], capsys) -> str:
     message = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(message) == 1
     return message[0]
+
+
+def test_columns_with_telling_names_are_found():
+    table = Dataset.from_list([{"id": 1, "article": "a", "abstract": "b"}])
+    assert summarization_columns(SummarizationArguments(), table) == ("article", "abstract")
+
+
+def test_columns_of_well_known_data_sets_are_known():
+    data = SummarizationArguments(dataset_name="big_patent")
+    table = Dataset.from_list([{"description": "a", "abstract": "b", "text": "c"}])
+    assert summarization_columns(data, table) == ("description", "abstract")
+
+
+def test_missing_columns_are_refused_with_the_columns_there_are():
+    table = Dataset.from_list([{"id": 1, "body": "a", "gist": "b"}])
+    data = SummarizationArguments(text_column="boddy", summary_column="gist")
+    with pytest.raises(ValueError, match=r"text_column: .*'id', 'body', 'gist'.*'boddy'"):
+        summarization_columns(data, table)
+    with pytest.raises(ValueError, match=r"summary_column: .*'id', 'body', 'gist'"):
+        summarization_columns(SummarizationArguments(text_column="body"), table)
+
+
+def test_rows_without_text_are_left_out_and_the_rest_is_limited():
+    table = Dataset.from_dict(
+        {"body": ["a", None, "b", "", "c"], "gist": ["x", "y", "", "z", "w"], "other": [1] * 5}
+    )
+    pairs = select_pairs(table, ("body", "gist"), limit=None)
+    assert pairs.to_dict() == {"document": ["a", "c"], "summary": ["x", "w"]}
+    assert len(select_pairs(table, ("body", "gist"), limit=1)) == 1
+
+
+def test_columns_that_hold_no_text_are_refused():
+    numbers = Dataset.from_dict({"body": [1, 2], "gist": ["x", "y"]})
+    with pytest.raises(ValueError, match="expected text in column 'body', got int64"):
+        select_pairs(numbers, ("body", "gist"), None)
+    empty = Dataset.from_dict({"body": ["", "b"], "gist": ["x", ""]})
+    with pytest.raises(ValueError, match="got none of 2"):
+        select_pairs(empty, ("body", "gist"), None)
 
 
 def test_run_leaves_a_complete_model_directory(data_files, small_run, tmp_path, capsys):

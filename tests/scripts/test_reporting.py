@@ -13,7 +13,7 @@ from transformers import Trainer, TrainingArguments
 
 import reformer_hf
 from tests.models.builders import HEAD_OF
-from training.model_card import CardFacts, MetricRow, model_card
+from training.reporting import CardFacts, MetricRow, model_card
 
 ROWS = (
     MetricRow("rouge1", "ROUGE-1", 41.23456, baseline=30.5),

@@ -1,4 +1,6 @@
-"""ROUGE against values computed by hand, the lead baseline, and the scorer that joins them."""
+"""Scores against values computed by hand, each with its baseline, and what joins them."""
+
+import math
 
 import evaluate
 import numpy as np
@@ -8,10 +10,21 @@ from rouge_score import rouge_scorer
 from transformers import EvalPrediction
 
 from reformer_hf.tokenization import byte_tokenizer
-from training.language import is_chinese, resolve_language
-from training.lead_baseline import lead_summaries, mean_length
-from training.rouge import Rouge, compute_rouge, tokenizer_for
-from training.summary_scoring import SummaryScorer
+from training.scoring import (
+    ClassificationScorer,
+    LeadBaseline,
+    Rouge,
+    SummaryScorer,
+    accuracy,
+    compute_rouge,
+    is_chinese,
+    language_modeling_metrics,
+    macro_f1,
+    majority_class,
+    resolve_language,
+    tokenizer_for,
+    xz_bits_per_byte,
+)
 
 
 def approx(**scores: float):
@@ -82,21 +95,21 @@ def test_lists_must_match():
 
 
 def test_lead_is_the_beginning_of_the_document_with_its_punctuation():
-    assert lead_summaries(["One, two. Three four"], 3) == ["One, two. Three"]
-    assert lead_summaries(["发言人1：我休息一下"], 5, "zh") == ["发言人1：我"]
-    assert lead_summaries(["short", ""], 9) == ["short", ""]
+    assert LeadBaseline(3).summaries(["One, two. Three four"]) == ["One, two. Three"]
+    assert LeadBaseline(5, "zh").summaries(["发言人1：我休息一下"]) == ["发言人1：我"]
+    assert LeadBaseline(9).summaries(["short", ""]) == ["short", ""]
 
 
 def test_mean_length_counts_what_rouge_counts():
-    assert mean_length(["one two", "one two three four"]) == 3
-    assert mean_length(["我爱北京。"], "zh") == 4
-    assert mean_length(["..."]) == 1
+    assert LeadBaseline.for_references(["one two", "one two three four"]).length == 3
+    assert LeadBaseline.for_references(["我爱北京。"], "zh").length == 4
+    assert LeadBaseline.for_references(["..."]).length == 1
     with pytest.raises(ValueError, match="at least one"):
-        mean_length([])
+        LeadBaseline.for_references([])
 
 
 def test_lead_scores_perfectly_where_the_summary_is_the_lead():
-    lead = lead_summaries(["alpha beta gamma delta"], 2)
+    lead = LeadBaseline(2).summaries(["alpha beta gamma delta"])
     assert compute_rouge(lead, ["alpha beta"])["rougeL"] == pytest.approx(100.0)
 
 
@@ -121,7 +134,7 @@ def scorer():
     labels = [
         tokenizer(text, max_length=12, truncation=True).input_ids for text in pairs["summary"]
     ]
-    return tokenizer, labels, SummaryScorer(tokenizer, pairs, labels, lead_length=2)
+    return tokenizer, labels, SummaryScorer(tokenizer, pairs, labels, LeadBaseline(2))
 
 
 def prediction(tokenizer, labels, rows, texts):
@@ -163,3 +176,40 @@ def test_scorer_puts_the_lead_baseline_next_to_the_model(scorer):
     assert metrics["rouge1"] == 0.0
     for name, value in expected.items():
         assert metrics[f"lead_{name}"] == pytest.approx(value, abs=1e-3)
+
+
+def test_accuracy_and_macro_f1_by_hand():
+    actual = np.array([0, 0, 0, 1, 2])
+    predicted = np.array([0, 0, 1, 1, 0])
+    # Class 0: 2 hits, 3 predicted, 3 true: 4/6. Class 1: 1, 2, 1: 2/3. Class 2: 0.
+    assert accuracy(predicted, actual) == pytest.approx(0.6)
+    assert macro_f1(predicted, actual) == pytest.approx((4 / 6 + 2 / 3 + 0) / 3)
+
+
+def test_majority_baseline_stands_next_to_the_model():
+    logits = np.array([[2.0, 1.0], [0.0, 3.0], [5.0, 1.0]])
+    scorer = ClassificationScorer(majority=0)
+    scores = scorer(EvalPrediction(predictions=logits, label_ids=np.array([0, 1, 1])))
+    assert scores["accuracy"] == pytest.approx(2 / 3)
+    assert scores["majority_accuracy"] == pytest.approx(1 / 3)
+    assert scores["majority_macro_f1"] == pytest.approx((2 * 1 / (3 + 1)) / 2)
+
+
+def test_majority_class_is_the_most_frequent_and_of_several_the_first():
+    assert majority_class([2, 1, 2]) == 2
+    assert majority_class([3, 1, 1, 3]) == 1
+
+
+def test_bits_per_byte_of_uniform_guessing():
+    scores = language_modeling_metrics(math.log(256), tokens_per_byte=1.0)
+    assert scores["bits_per_byte"] == pytest.approx(8.0)
+    assert scores["perplexity"] == pytest.approx(256.0)
+    # A token of two bytes that costs 8 bits costs 4 bits a byte.
+    assert language_modeling_metrics(math.log(256), 0.5)["bits_per_byte"] == pytest.approx(4.0)
+    assert language_modeling_metrics(1e4, 1.0)["perplexity"] == math.inf
+
+
+def test_xz_baseline_knows_repetition_from_noise():
+    noise = "".join(map(chr, np.random.default_rng(0).integers(33, 127, 20_000)))
+    assert xz_bits_per_byte([noise]) > 6
+    assert xz_bits_per_byte(["ab" * 10_000]) < 0.2

@@ -1,0 +1,397 @@
+"""Scores, each next to a baseline that costs nothing.
+
+- Summaries: ROUGE, next to the lead of the document. Lin, "ROUGE: A Package for Automatic
+  Evaluation of Summaries", 2004. The counting is rouge-score's; this module decides what a token
+  is: a lower-cased word, or, in Chinese, a character.
+- Classes: accuracy and macro-F1, next to the most frequent class.
+- Language models: bits per byte, next to the xz compressor.
+"""
+
+import lzma
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+from rouge_score import rouge_scorer
+from rouge_score.tokenizers import DefaultTokenizer, Tokenizer
+from transformers import EvalPrediction, PreTrainedTokenizerBase
+
+from training.reporting import MetricRow, Sample
+
+ROUGE_NAMES = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
+IGNORED_LABEL = -100
+
+# CJK ideographs: extension A, the main block, the compatibility block, extensions B and later.
+_IDEOGRAPHS = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_IDEOGRAPH = re.compile(f"[{_IDEOGRAPHS}]")
+_LETTER = re.compile(r"[^\W\d_]")
+_WORD = re.compile(r"[^\W_]+")
+_CHARACTER_OR_WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\W_{_IDEOGRAPHS}]+")
+_COMPRESSED_BYTES = 8 << 20
+
+
+def is_chinese(texts: Iterable[str], *, threshold: float = 0.5, characters: int = 20_000) -> bool:
+    """Whether more than `threshold` of the letters in the first `characters` are Chinese.
+
+    Chinese puts no spaces between words, so what needs words (ROUGE, lengths) counts its
+    characters. Interspersed Latin names and numbers are common and do not change the answer.
+    """
+    letters = han = seen = 0
+    for text in texts:
+        text = text[: characters - seen]
+        seen += len(text)
+        letters += len(_LETTER.findall(text))
+        han += len(_IDEOGRAPH.findall(text))
+        if seen >= characters:
+            break
+    return letters > 0 and han / letters > threshold
+
+
+def resolve_language(lang: str | None, texts: Iterable[str]) -> str | None:
+    """`lang` if the user named one, else "zh" for texts that are Chinese, else None."""
+    if lang is not None:
+        return lang
+    return "zh" if is_chinese(texts) else None
+
+
+def counts_characters(lang: str | None) -> bool:
+    """Whether lengths in `lang` are counted in characters ("zh", "zh-CN", ...), not in words."""
+    return lang is not None and lang.lower().replace("_", "-").split("-")[0] == "zh"
+
+
+class PatternTokenizer(Tokenizer):
+    """Every match of a pattern in the lower-cased text is a token; all else is dropped."""
+
+    def __init__(self, pattern: re.Pattern[str]) -> None:
+        self._pattern = pattern
+
+    def tokenize(self, text: str) -> list[str]:
+        return self._pattern.findall(text.lower())
+
+    def leading(self, text: str, count: int) -> str:
+        """The beginning of `text` up to and including its token number `count`."""
+        end = 0
+        for number, match in enumerate(self._pattern.finditer(text), start=1):
+            if number > count:
+                break
+            end = match.end()
+        return text[:end]
+
+
+def tokenizer_for(lang: str | None) -> PatternTokenizer:
+    """The tokens that ROUGE counts in language `lang`.
+
+    Words of any script: on plain English text the same as rouge-score's own tokenizer, which
+    would drop accented letters and everything that is not Latin. In Chinese ("zh", "zh-CN", ...)
+    one token per ideograph; Latin words and numbers in between stay whole.
+    """
+    return PatternTokenizer(_CHARACTER_OR_WORD if counts_characters(lang) else _WORD)
+
+
+class Rouge(evaluate.Metric):
+    """Mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L, in percent.
+
+    Example:
+        >>> rouge = Rouge()
+        >>> scores = rouge.compute(predictions=["the cat sat"], references=["the cat ran"])
+        >>> round(scores["rouge1"], 1), round(scores["rouge2"], 1)
+        (66.7, 50.0)
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(keep_in_memory=True, **kwargs)
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="ROUGE-1, ROUGE-2 and ROUGE-L: n-gram and subsequence overlap, mean F1.",
+            citation="Lin (2004), ROUGE: A Package for Automatic Evaluation of Summaries",
+            inputs_description=(
+                "predictions, references: one text each; lang: 'zh' counts characters;"
+                " use_stemmer: compare English word stems."
+            ),
+            features=datasets.Features(
+                {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
+            ),
+        )
+
+    def _compute(
+        self,
+        predictions: Sequence[str],
+        references: Sequence[str],
+        lang: str | None = None,
+        use_stemmer: bool = False,
+    ) -> dict[str, float]:
+        tokenizer: Tokenizer = DefaultTokenizer(True) if use_stemmer else tokenizer_for(lang)
+        scorer = rouge_scorer.RougeScorer(list(ROUGE_NAMES), tokenizer=tokenizer)
+        totals = dict.fromkeys(ROUGE_NAMES, 0.0)
+        for prediction, reference in zip(predictions, references, strict=True):
+            for name, score in scorer.score(target=reference, prediction=prediction).items():
+                totals[name] += score.fmeasure
+        return {name: 100 * total / max(len(predictions), 1) for name, total in totals.items()}
+
+
+def compute_rouge(
+    predictions: Sequence[str],
+    references: Sequence[str],
+    *,
+    lang: str | None = None,
+    use_stemmer: bool = False,
+) -> dict[str, float]:
+    """Mean ROUGE F1 in percent of `predictions` against `references`, keyed by `ROUGE_NAMES`.
+
+    Raises:
+        ValueError: the lists are empty or of different lengths, or stemming is asked for Chinese.
+    """
+    if len(predictions) != len(references) or not predictions:
+        raise ValueError(
+            "predictions: expected as many as references and at least one, got"
+            f" {len(predictions)} predictions and {len(references)} references"
+        )
+    if use_stemmer and counts_characters(lang):
+        raise ValueError(f"use_stemmer: expected False for Chinese, got {use_stemmer}")
+    return Rouge().compute(
+        predictions=list(predictions),
+        references=list(references),
+        lang=lang,
+        use_stemmer=use_stemmer,
+    )
+
+
+@dataclass(frozen=True)
+class LeadBaseline:
+    """The lead baseline: the beginning of the document, presented as its summary.
+
+    A summarizer that does not beat it has learned nothing worth having, and for news or meetings
+    it is not easy to beat. Its length decides its score, so that length must not depend on the
+    model: it is the mean length of the reference summaries (of the training split, where there is
+    one, because a baseline may not look at the references it is scored on). Cut to the length of
+    the model's own outputs it would be weak whenever the model stops early, and flatter the model.
+
+    Attributes:
+        length: in words (in Chinese: characters).
+        lang: language of the documents.
+    """
+
+    length: int
+    lang: str | None = None
+
+    @classmethod
+    def for_references(cls, summaries: Sequence[str], lang: str | None = None) -> "LeadBaseline":
+        """Leads of the mean length of `summaries`, at least 1; `lang` None: detected.
+
+        Raises:
+            ValueError: there are no summaries.
+        """
+        if not summaries:
+            raise ValueError("summaries: expected at least one, got none")
+        lang = resolve_language(lang, summaries)
+        tokenizer = tokenizer_for(lang)
+        lengths = [len(tokenizer.tokenize(summary)) for summary in summaries]
+        return cls(max(1, round(sum(lengths) / len(lengths))), lang)
+
+    @property
+    def unit(self) -> str:
+        """What lengths are counted in, for tables and cards."""
+        return "characters" if counts_characters(self.lang) else "words"
+
+    def summaries(self, documents: Sequence[str]) -> list[str]:
+        """The first `length` words (in Chinese: characters) of every document."""
+        tokenizer = tokenizer_for(self.lang)
+        return [tokenizer.leading(document, self.length) for document in documents]
+
+
+def _rows(
+    metrics: dict[str, float], prefix: str, names: dict[str, str], baseline: str
+) -> list[MetricRow]:
+    """Those of the metrics `names` that are there, each next to that of the baseline."""
+    return [
+        MetricRow(
+            metric.lower(),
+            name,
+            metrics[f"{prefix}_{metric}"],
+            metrics[f"{prefix}_{baseline}_{metric}"],
+        )
+        for metric, name in names.items()
+        if f"{prefix}_{metric}" in metrics
+    ]
+
+
+class SummaryScorer:
+    """Computes the metrics of one split for a trainer.
+
+    Summaries are compared with the whole references, not with the labels: those are cut to the
+    target length, and comparing with a cut reference rewards a model for stopping there. The
+    reference of a prediction is found by its labels, because evaluation may reorder the examples
+    (grouped by length) or repeat some (in distributed runs).
+
+    Args:
+        tokenizer: decodes the generated ids.
+        pairs: the split, with columns "document" and "summary".
+        labels: the label ids of the same rows, as the trainer sees them.
+        lead: the baseline; its language is that of the summaries.
+        use_stemmer: compare English word stems.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        pairs: datasets.Dataset,
+        labels: Iterable[Sequence[int]],
+        lead: LeadBaseline,
+        *,
+        use_stemmer: bool = False,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._pairs = pairs
+        self._lang = lead.lang
+        self._use_stemmer = use_stemmer
+        self._rows_of_labels: dict[tuple[int, ...], list[int]] = {}
+        for row, ids in enumerate(labels):
+            self._rows_of_labels.setdefault(self._key(ids), []).append(row)
+        scores = self._rouge(lead.summaries(pairs["document"]), list(pairs["summary"]))
+        self.lead_scores = {f"lead_{name}": score for name, score in scores.items()}
+        self._generated: dict[int, str] = {}
+
+    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
+        """ROUGE of the model and of the lead baseline, and the mean generated length in tokens."""
+        generated = self._decoded(prediction.predictions)
+        rows = self._split_rows(prediction.label_ids)
+        references = [self._pairs[row]["summary"] for row in rows]
+        scores = self._rouge(generated, references)
+        self._generated = dict(sorted(zip(rows, generated, strict=True)))
+        lengths = [len(self._key(ids)) for ids in np.asarray(prediction.predictions)]
+        metrics = scores | self.lead_scores | {"gen_len": float(np.mean(lengths))}
+        return {name: round(value, 4) for name, value in metrics.items()}
+
+    @staticmethod
+    def rows(metrics: dict[str, float], prefix: str) -> list[MetricRow]:
+        """ROUGE of model and lead baseline, from metrics with a trainer's `prefix`."""
+        return _rows(metrics, prefix, ROUGE_NAMES, "lead")
+
+    def records(self) -> list[dict[str, str]]:
+        """Reference and generated summary of every example of the last evaluation."""
+        return [
+            {"reference": self._pairs[row]["summary"], "generated": text}
+            for row, text in self._generated.items()
+        ]
+
+    def samples(self, count: int = 3) -> list[Sample]:
+        """The first `count` examples: beginning of the document, reference and output."""
+        found = []
+        for row in list(self._generated)[:count]:
+            pair = self._pairs[row]
+            parts = [
+                (f"document of {len(pair['document']):,} characters", pair["document"]),
+                ("reference", pair["summary"]),
+                ("output", self._generated[row]),
+            ]
+            found.append(Sample(title=f"example {row}", parts=parts))
+        return found
+
+    def _rouge(self, summaries: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+        return compute_rouge(summaries, references, lang=self._lang, use_stemmer=self._use_stemmer)
+
+    def _key(self, ids: Sequence[int] | np.ndarray) -> tuple[int, ...]:
+        """The ids without padding, which differs between batches."""
+        ignored = (IGNORED_LABEL, self._tokenizer.pad_token_id)
+        return tuple(int(token) for token in ids if token not in ignored)
+
+    def _split_rows(self, label_ids: Any) -> list[int]:
+        """The row of the split that each prediction belongs to."""
+        found = []
+        seen: Counter[tuple[int, ...]] = Counter()
+        for ids in np.asarray(label_ids):
+            key = self._key(ids)
+            rows = self._rows_of_labels[key]
+            # Examples with the same summary come in the order of their rows.
+            found.append(rows[seen[key] % len(rows)])
+            seen[key] += 1
+        return found
+
+    def _decoded(self, predictions: Any) -> list[str]:
+        ids = np.asarray(predictions)
+        ids = np.where(ids == IGNORED_LABEL, self._tokenizer.pad_token_id, ids)
+        texts = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+
+def accuracy(predicted: np.ndarray, actual: np.ndarray) -> float:
+    """Share of the examples whose class was predicted."""
+    return float(np.mean(predicted == actual))
+
+
+def macro_f1(predicted: np.ndarray, actual: np.ndarray) -> float:
+    """F1 of every class that occurs, in the predictions or in truth, averaged.
+
+    F1 = 2 TP / (2 TP + FP + FN). Rare classes count as much as frequent ones.
+    """
+    scores = []
+    for label in np.union1d(predicted, actual):
+        hits = np.sum((predicted == label) & (actual == label))
+        # TP + FP is what was predicted, TP + FN what was there.
+        scores.append(2 * hits / (np.sum(predicted == label) + np.sum(actual == label)))
+    return float(np.mean(scores))
+
+
+class ClassificationScorer:
+    """Computes the metrics of one split for a trainer, with the majority baseline.
+
+    Args:
+        majority: the class to answer always; the most frequent one in training.
+        extra: another metric of the `evaluate` library, or None.
+    """
+
+    def __init__(self, majority: int, extra: Any = None) -> None:
+        self._majority = majority
+        self._extra = extra
+
+    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Accuracy and macro-F1 of the model and of the majority class."""
+        logits = prediction.predictions
+        logits = np.asarray(logits[0] if isinstance(logits, tuple) else logits)
+        labels = np.asarray(prediction.label_ids)
+        predicted = logits.argmax(axis=-1)
+        constant = np.full_like(labels, self._majority)
+        scores = {
+            "accuracy": accuracy(predicted, labels),
+            "macro_f1": macro_f1(predicted, labels),
+            "majority_accuracy": accuracy(constant, labels),
+            "majority_macro_f1": macro_f1(constant, labels),
+        }
+        if self._extra is not None:
+            scores |= self._extra.compute(predictions=predicted, references=labels) or {}
+        return scores
+
+    @staticmethod
+    def rows(metrics: dict[str, float], prefix: str) -> list[MetricRow]:
+        """Accuracy and macro-F1 of model and majority class, from metrics with a `prefix`."""
+        names = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
+        return _rows(metrics, prefix, names, "majority")
+
+
+def majority_class(labels: Sequence[int]) -> int:
+    """The most frequent class; of several the first."""
+    counts = Counter(labels)
+    return min(counts, key=lambda label: (-counts[label], label))
+
+
+def language_modeling_metrics(loss: float, tokens_per_byte: float) -> dict[str, float]:
+    """Perplexity per token, and bits per byte, which compares across tokenizers.
+
+    bits per byte = loss / ln 2 * tokens / bytes (Gao et al., "The Pile", 2020, section 3.1).
+    """
+    # exp overflows for the loss of a diverged model; infinity says the same.
+    perplexity = math.exp(loss) if loss < 700 else math.inf
+    return {"perplexity": perplexity, "bits_per_byte": loss / math.log(2) * tokens_per_byte}
+
+
+def xz_bits_per_byte(documents: Sequence[str]) -> float:
+    """What the xz compressor needs for (the first 8 MiB of) the text: a floor to beat."""
+    text = "".join(documents).encode()[:_COMPRESSED_BYTES]
+    return 8 * len(lzma.compress(text)) / len(text)

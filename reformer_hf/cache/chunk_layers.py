@@ -31,9 +31,9 @@ class _ChunkCacheLayer(TokenCacheLayer):
         time = self.timeline
         if not time.uniform:
             raise ValueError(
-                "`attention_mask` must be full for an approximate memory of the 'chunk' pattern, "
+                "`attention_mask` must be full for an approximate cache of the 'chunk' pattern, "
                 f"got {min(time.coming_lengths)} real tokens of {time.coming}; decode rows of "
-                "different length without memory, or one by one"
+                "different length without a cache, or one by one"
             )
         super()._store(**new)
 

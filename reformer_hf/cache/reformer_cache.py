@@ -107,18 +107,18 @@ class ReformerCache(Cache):
             raise ValueError(f"`config` must be a ReformerConfig, got a {type(config).__name__}")
         if not approximate and config.attention_pattern != "window":
             raise ValueError(
-                "`attention_pattern` must be 'window' for an exact memory: in the 'chunk' pattern "
+                "`attention_pattern` must be 'window' for an exact cache: in the 'chunk' pattern "
                 f"later tokens change what earlier ones see, got {config.attention_pattern!r}; "
                 "approximate=True decodes as transformers' Reformer does"
             )
         if approximate and config.attention_pattern != "chunk":
             raise ValueError(
-                "`approximate` must be False in the 'window' pattern, whose memory is exact, "
+                "`approximate` must be False in the 'window' pattern, whose cache is exact, "
                 f"got {approximate}"
             )
         if approximate and max_tokens is not None:
             raise ValueError(
-                f"`max_tokens` must be None for an approximate memory, got {max_tokens}"
+                f"`max_tokens` must be None for an approximate cache, got {max_tokens}"
             )
         planned = [planned_lengths] if isinstance(planned_lengths, int) else planned_lengths
         if planned is not None and (not planned or min(planned) < 1):

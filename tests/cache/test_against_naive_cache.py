@@ -48,7 +48,7 @@ class Pair:
         return torch.randn(shape, generator=self.generator, dtype=torch.float64)
 
     def append(self, length: int, padded: bool) -> None:
-        heads = [self._draw(length) for _ in self.layer.projections]
+        heads = [self._draw(length) for _ in range(2 if self.kind == "lsh" else 3)]
         real = torch.ones(self.batch, length, dtype=torch.bool)
         if padded:
             real = torch.rand(self.batch, length, generator=self.generator) < 0.7

@@ -151,7 +151,7 @@ def test_what_it_cannot_do_is_said(model: ReformerForCausalLM) -> None:
         ReformerCache(model.config)
     with pytest.raises(ValueError, match="`approximate` must be False in the 'window' pattern"):
         ReformerCache(ReformerConfig(), approximate=True)
-    with pytest.raises(ValueError, match="`max_tokens` must be None for an approximate memory"):
+    with pytest.raises(ValueError, match="`max_tokens` must be None for an approximate cache"):
         ReformerCache(model.config, max_tokens=5, approximate=True)
     ids, mask = torch.randint(3, 40, (2, 10)), torch.ones(2, 10, dtype=torch.int64)
     mask[0, :4] = 0

@@ -380,7 +380,7 @@ def test_impossible_caches_are_refused(options: dict[str, Any], message: str) ->
 def test_a_cache_needs_a_configuration_and_the_window_pattern() -> None:
     with pytest.raises(ValueError, match="must be a ReformerConfig, got a str"):
         ReformerCache("reformer")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="must be 'window' for an exact memory"):
+    with pytest.raises(ValueError, match="must be 'window' for an exact cache"):
         ReformerCache(ReformerConfig(attention_pattern="chunk"))
 
 

@@ -387,5 +387,5 @@ def test_the_chunk_pattern_decodes_without_a_cache_and_says_so(
     assert out.past_key_values is None
     assert torch.equal(out.sequences, write(model, ids, mask, use_cache=False).sequences)
     assert [r.levelname for r in caplog.records if "without a cache" in r.message] == ["WARNING"]
-    with pytest.raises(ValueError, match=r"must be .window. for an exact memory"):
+    with pytest.raises(ValueError, match=r"must be .window. for an exact cache"):
         model(ids, decoder_input_ids=ids, use_cache=True)

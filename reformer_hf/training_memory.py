@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
 from transformers import AutoConfig
 
 from reformer_hf.configuration_reformer import ReformerConfig, ReformerSeq2SeqConfig
@@ -124,7 +123,7 @@ def estimate_memory(
     """
     _check(config, batch_size, length, target_length, dtype, optimizer, device)
     model = _model_without_weights(config)
-    parameters = 4 * _count(model)
+    parameters = 4 * sum(p.numel() for p in model.parameters())
     shape = PassShape(batch_size, length, dtype.itemsize, device=device)
     if isinstance(model, ReformerForConditionalGeneration):
         target = config.max_target_positions if target_length is None else target_length
@@ -137,15 +136,6 @@ def estimate_memory(
         optimizer=OPTIMIZER_NUMBERS[optimizer] * parameters,
         **vars(parts),
     )
-
-
-def count_parameters(config: ReformerConfig) -> int:
-    """Weights of the language model that a configuration describes, shared ones counted once."""
-    return _count(_model_without_weights(config))
-
-
-def _count(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
 
 
 def _model_without_weights(

@@ -16,6 +16,7 @@ from reformer_hf.cache.timeline import Timeline
 from reformer_hf.cache.token_layer import TokenCacheLayer
 from reformer_hf.ops.attention_window import SELF_SCORE, AttentionWindow
 from reformer_hf.ops.chunk_decoding import attend_in_chunks
+from reformer_hf.ops.precision import widen
 from reformer_hf.ops.shared_keys import normalize_keys
 
 
@@ -115,8 +116,6 @@ class ChunkLSHCacheLayer(HashedCacheLayer, _ChunkCacheLayer):
 
 def _attend_to_all(query: Tensor, keys: Tensor, values: Tensor, dropout: float) -> Tensor:
     """Attention of the last token to all, to itself if there are no others."""
-    scores = torch.matmul(query, keys.transpose(-1, -2)).to(
-        torch.float64 if query.dtype == torch.float64 else torch.float32
-    )
+    scores = widen(torch.matmul(query, keys.transpose(-1, -2)))
     scores[..., -1] = SELF_SCORE
     return torch.matmul(F.dropout(scores.softmax(dim=-1), dropout).to(values.dtype), values)

@@ -49,7 +49,8 @@ class Footprint:
         working: what the backward pass needs besides, at its peak.
         results: of what is saved, the results that operations keep of themselves (see
             :mod:`reformer_hf.ops.kept_results`), as they keep them.
-        last_product: multiplications of the product that ends the sub-layer.
+        last_product: multiplications of the product that ends the sub-layer; 0 if it cannot be left
+            out.
     """
 
     saved: int

@@ -41,10 +41,6 @@ class FullSelfAttention(QueryKeyValueAttention):
     needed to hide it.
     """
 
-    def _bytes_saved(self, shape: PassShape) -> int:
-        """One sum of each head."""
-        return 4 * self.num_heads
-
     def attend(self, context: ForwardContext, *heads: Tensor) -> Tensor:
         """Full attention of ``query``, ``key`` and ``value`` heads."""
         query, key, value = heads

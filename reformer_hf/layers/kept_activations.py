@@ -50,8 +50,7 @@ def choose_kept(footprints: Sequence[Footprint | None], room: int, stream: int) 
     not; all activations of the last steps.
 
     Args:
-        footprints: of the steps, in order; ``None``: nothing can be kept of a step. A
-            ``last_product`` of 0 cannot be left out.
+        footprints: of the steps, in order; ``None``: nothing can be kept of a step.
         room: bytes that may be kept.
         stream: bytes of a stored stream.
 

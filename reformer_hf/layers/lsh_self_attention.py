@@ -14,11 +14,12 @@ from reformer_hf.ops.attention_window import AttentionWindow
 from reformer_hf.ops.hashing import HashSettings
 from reformer_hf.ops.lsh_attention import lsh_attention, lsh_attention_weights
 from reformer_hf.ops.seeds import fold_seed
-from reformer_hf.ops.windowed_attention.torch_backend import bytes_at_work
 
 
 class LSHSelfAttention(SelfAttention):
     """LSH attention with shared queries and keys; see :func:`~reformer_hf.ops.lsh_attention`."""
+
+    kind = "lsh"
 
     def add_projections(self) -> None:
         self.query_key = self._projection()
@@ -29,23 +30,6 @@ class LSHSelfAttention(SelfAttention):
 
     def _rounds(self, shape: PassShape) -> int:
         return shape.num_hashes or self.config.num_hashes
-
-    def _bytes_saved(self, shape: PassShape) -> int:
-        """Two sums of each head, and per round three int64 numbers of the order."""
-        return self.num_heads * (8 + 24 * self._rounds(shape))
-
-    def _bytes_of_results(self, shape: PassShape) -> int:
-        """The output of the heads, two sums of each, and per round three int32 of the order."""
-        size = shape.width * self.config.attention_head_size
-        return self.num_heads * (size + 8 + 12 * self._rounds(shape))
-
-    def _bytes_at_work(self, shape: PassShape) -> int:
-        """Two int64 numbers of the order per round, and what the backend forms."""
-        order = 16 * shape.positions * self.num_heads * self._rounds(shape)
-        reach = self.config.lsh_attn_chunk_length
-        heads = shape.batch * self.num_heads
-        size = self.config.attention_head_size
-        return order + bytes_at_work(heads, shape.length, size, reach)
 
     def _hashing(self, context: ForwardContext) -> HashSettings:
         """How this layer hashes in this pass."""
@@ -64,25 +48,18 @@ class LSHSelfAttention(SelfAttention):
     def attend(self, context: ForwardContext, *heads: Tensor) -> Tensor:
         """LSH attention of ``query_key`` and ``value`` heads."""
         query_key, value = heads
-        out, _ = lsh_attention(
-            query_key,
-            value,
-            self._hashing(context),
-            window=self._window("lsh", context, exclude_self=True),
-            padding=context.padding,
-            backend=self.config.attention_backend,
-        )
-        return out
+        hashing, window = self._hashing(context), self._window(context)
+        padding, backend = context.padding, self.config.attention_backend
+        return lsh_attention(
+            query_key, value, hashing, window=window, padding=padding, backend=backend
+        )[0]
 
     def weights(self, context: ForwardContext, *heads: Tensor) -> Tensor:
         """The merged weights of all rounds."""
         query_key, value = heads
+        hashing, window = self._hashing(context), self._window(context)
         return lsh_attention_weights(
-            query_key,
-            value,
-            self._hashing(context),
-            window=self._window("lsh", context, exclude_self=True),
-            padding=context.padding,
+            query_key, value, hashing, window=window, padding=context.padding
         )
 
     def attend_with_cache(
@@ -112,7 +89,7 @@ class LSHSelfAttention(SelfAttention):
         hashing = layer.hashing
         if hashing is not None and hashing.window.dropout == 0.0 and not self.training:
             return layer, hashing.window
-        window = self._window("lsh", context, exclude_self=True)
+        window = self._window(context)
         if hashing is None:
             layer.open(self._hashing(context), window)
         return layer, window

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +16,7 @@ from reformer_hf.layers.norm import StreamLayerNorm
 from reformer_hf.layers.sub_layer import SubLayer, WithWeights
 from reformer_hf.ops.attention_window import AttentionWindow
 from reformer_hf.ops.windowed_attention.reference import MAX_LENGTH
+from reformer_hf.ops.windowed_attention.torch_backend import bytes_at_work
 
 # Above this length `output_attentions=True` is refused: the matrices are N x N.
 MAX_LENGTH_WITH_ATTENTIONS = MAX_LENGTH
@@ -29,6 +32,8 @@ class SelfAttention(SubLayer):
     """
 
     returns_weights = True
+    # What the fields of its window begin with: "lsh" or "local"; "": it has none.
+    kind: ClassVar[str] = ""
 
     def __init__(self, config: ReformerConfig, layer_index: int, causal: bool) -> None:
         super().__init__()
@@ -113,36 +118,32 @@ class SelfAttention(SubLayer):
         cast), the projections, the output of the heads and the mask of dropout, and what the kind
         of attention keeps. At work, besides, are the gradients of all these.
         """
-        size, width, positions = self.config.hidden_size, shape.width, shape.positions
-        features = self.num_heads * self.config.attention_head_size
+        config, width, positions = self.config, shape.width, shape.positions
+        size, heads, head_size = config.hidden_size, self.num_heads, config.attention_head_size
+        features, rounds = heads * head_size, self._rounds(shape)
+        sums = 8 if rounds else 4
         projections = sum(isinstance(m, nn.Linear) for m in self.children())
         normed = 1 + (projections - 1) * shape.copies + (self.dropout.p > 0.0)
-        each = shape.stream_width * size + width * (normed * size + (projections + 1) * features)
-        saved = positions * (each + self._bytes_saved(shape))
+        saved = shape.stream_width * size + width * (normed * size + (projections + 1) * features)
+        # Per head: sums, and per round three int64 numbers of the order.
+        saved = positions * (saved + heads * (sums + 24 * rounds))
         working = width * (size + (projections + 1) * features) * positions
-        return Footprint(
-            saved=saved,
-            recomputed=saved,
-            working=working + self._bytes_at_work(shape),
-            last_product=positions * self.last_product(),
-            results=positions * self._bytes_of_results(shape),
-        )
+        results = 0
+        if self.kind:
+            results = positions * heads * (width * head_size + sums + 12 * rounds)
+            reach: int = getattr(config, f"{self.kind}_attn_chunk_length")
+            working += 16 * positions * heads * rounds
+            working += bytes_at_work(shape.batch * heads, shape.length, head_size, reach)
+        return Footprint(saved, saved, working, positions * self.last_product(), results)
 
-    def _bytes_saved(self, shape: PassShape) -> int:
-        """Bytes per position that this kind of attention keeps, beside projections and output."""
+    def _rounds(self, shape: PassShape) -> int:
+        """Hash rounds, each of which sorts all tokens."""
+        del shape
         return 0
 
-    def _bytes_of_results(self, shape: PassShape) -> int:
-        """Bytes per position of the results that its operations keep of themselves."""
-        return 0
-
-    def _bytes_at_work(self, shape: PassShape) -> int:
-        """Bytes of what its backward pass forms beside gradients."""
-        return 0
-
-    def _window(self, kind: str, context: ForwardContext, exclude_self: bool) -> AttentionWindow:
-        """The window that the configuration describes for ``"lsh"`` or ``"local"``."""
-        config = self.config
+    def _window(self, context: ForwardContext) -> AttentionWindow:
+        """The window that the configuration describes for this kind of attention."""
+        config, kind = self.config, self.kind
         chunk_length: int = getattr(config, f"{kind}_attn_chunk_length")
         before: int = getattr(config, f"{kind}_num_chunks_before")
         after: int | None = getattr(config, f"{kind}_num_chunks_after")
@@ -159,7 +160,7 @@ class SelfAttention(SubLayer):
             after=after * unit,
             chunk_length=chunk_length,
             causal=self.causal,
-            exclude_self=exclude_self,
+            exclude_self=kind == "lsh",
             count_duplicates=config.count_duplicates,
             dropout=dropout if self.training else 0.0,
             dropout_seed=context.dropout_seed + self.layer_index,

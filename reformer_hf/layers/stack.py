@@ -153,13 +153,11 @@ class ReformerStack(nn.Module):
             source_length=source_length,
             device=kind,
         )
-        footprints: list[Footprint | None] = [
-            # A host's weights come and go; a product that has to be formed spares nothing.
-            None if step.host is not None
-            else own if step.without_values is not None
-            else replace(own, last_product=0)
+        # Weights that a host brings in are gone again when the step is over.
+        footprints = [
+            own if step.host is None else None
             for step, own in zip(steps, self.footprints(shape), strict=True)
-        ]  # fmt: skip
+        ]
         stream = x.numel() * shape.stream_width
         return choose_kept(footprints, room_to_keep(self.parameters(), stream), stream)
 

@@ -88,19 +88,19 @@ class SubLayer(nn.Module):
 
     # ---- without the last product ----
 
-    def can_leave_out_product(self) -> bool:
-        """Whether the sub-layer ends with one plain product, and nobody looks at its modules."""
+    def last_product(self) -> int:
+        """Multiplications per position of the product that ends the sub-layer.
+
+        0 if it cannot be left out: it is more than a product (an adapter, quantized weights), or
+        somebody looks at what a module returns.
+        """
         last = self._last_modules()[-1]
-        if type(last) is not nn.Linear:
-            return False  # an adapter, or quantized weights
-        return not any(
+        watched = any(
             m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in self.modules()
         )
-
-    def last_product(self) -> int:
-        """Multiplications per position of the product that ends the sub-layer; 0: none is plain."""
-        last = self._last_modules()[-1]
-        return last.in_features * last.out_features if isinstance(last, nn.Linear) else 0
+        if type(last) is not nn.Linear or watched:
+            return 0
+        return last.in_features * last.out_features
 
     def _last_modules(self) -> list[nn.Module]:
         last = self.last_module
@@ -135,7 +135,7 @@ class SubLayer(nn.Module):
         sharded = any(isinstance(part, FSDPModule) for part in self.modules())
         if not sharded and not any(map(_is_zero3, parameters)):
             without_values = None
-            if self.can_leave_out_product():
+            if self.last_product():
                 without_values = partial(self._without_values, context=context)
             return ReversibleStep(
                 function, parameters, inputs, chunk_size, without_values=without_values

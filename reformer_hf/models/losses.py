@@ -15,12 +15,9 @@ from torch.utils.checkpoint import checkpoint
 from reformer_hf.configuration_reformer import ReformerConfig
 from reformer_hf.models.checks import check_labels, check_shape
 from reformer_hf.ops.cross_entropy import IGNORE_INDEX, linear_cross_entropy
+from reformer_hf.ops.precision import widen
 
 NumItems = Tensor | int | float | None
-
-
-def _at_least_fp32(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def _divide(total: Tensor, count: Tensor | int, num_items: NumItems) -> Tensor:
@@ -45,7 +42,7 @@ def token_loss(logits: Tensor, labels: Tensor, num_items: NumItems = None) -> Te
     labels = labels.to(logits.device)
     check_labels(labels, logits.shape[-1])
     total = F.cross_entropy(
-        _at_least_fp32(logits.flatten(0, -2)),
+        widen(logits.flatten(0, -2)),
         labels.flatten(),
         ignore_index=IGNORE_INDEX,
         reduction="sum",
@@ -57,7 +54,7 @@ def _summed_by_calls(hidden: Tensor, head: nn.Module, labels: Tensor, chunk_size
     """Sum of cross-entropies; the logits of a slice are formed again in the backward pass."""
 
     def of_slice(part: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(_at_least_fp32(head(part)), target, reduction="sum")
+        return F.cross_entropy(widen(head(part)), target, reduction="sum")
 
     rows = (labels != IGNORE_INDEX).nonzero().squeeze(-1)
     slices = zip(hidden[rows].split(chunk_size), labels[rows].split(chunk_size), strict=True)
@@ -168,7 +165,7 @@ def sequence_loss(
             f"`labels` must be [batch, num_labels] = {list(logits.shape)} for {kind}, "
             f"got {list(labels.shape)}"
         )
-    wide = _at_least_fp32(logits)
+    wide = widen(logits)
     target = labels.reshape(logits.shape).to(wide.dtype)
     if kind == "regression":
         total = F.mse_loss(wide, target, reduction="sum")

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reformer_hf.ops.attention_window import SELF_SCORE, AttentionWindow
+from reformer_hf.ops.precision import widen
 from reformer_hf.ops.sorting import sort_by_bucket
 
 
@@ -51,7 +52,6 @@ def attend_in_chunks(
     token = order.order.gather(-1, (start + reach).remainder(length)).flatten(2)
     index = token.unsqueeze(-1).expand(-1, -1, -1, keys.shape[-1])
     scores = torch.matmul(query, keys.gather(2, index).transpose(-1, -2))
-    scores = scores.to(torch.float64 if query.dtype == torch.float64 else torch.float32)
-    scores = torch.where((token == length - 1).unsqueeze(2), SELF_SCORE, scores)
+    scores = torch.where((token == length - 1).unsqueeze(2), SELF_SCORE, widen(scores))
     weights = F.dropout(scores.softmax(dim=-1), window.dropout).to(values.dtype)
     return torch.matmul(weights, values.gather(2, index))

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from reformer_hf.ops.precision import wide_dtype
+
 IGNORE_INDEX = -100
 
 
@@ -20,11 +22,11 @@ def linear_cross_entropy(
     chunk_size: int,
     ignore_index: int = IGNORE_INDEX,
 ) -> Tensor:
-    """Sum of ``-log softmax(hidden W^T + b)[label]`` over the labelled rows.
+    """Sum of ``-log softmax(hidden W^T + b)[label]`` over the labelled positions.
 
-    Only rows whose label is not ``ignore_index`` are computed at all, ``chunk_size`` of them at a
-    time. The gradients ``dlogits = softmax - onehot`` are formed in the same sweep, so that the
-    backward pass only scales them: peak memory is one ``[chunk_size, V]`` block.
+    Only positions whose label is not ``ignore_index`` are computed at all, ``chunk_size`` of them
+    at a time. The gradients ``dlogits = softmax - onehot`` are formed in the same sweep, so that
+    the backward pass only scales them: peak memory is one ``[chunk_size, V]`` block.
 
     Source: the idea is that of Liger-Kernel's fused linear cross-entropy (arXiv:2410.10989).
 
@@ -32,8 +34,8 @@ def linear_cross_entropy(
         hidden: ``[T, d]``.
         weight: ``[V, d]``.
         bias: ``[V]`` or ``None``.
-        labels: ``[T]`` int64; ``ignore_index`` marks rows without a loss.
-        chunk_size: rows whose logits are formed together; 0: all of them.
+        labels: ``[T]`` int64; ``ignore_index`` marks positions without a loss.
+        chunk_size: positions whose logits are formed together; 0: all of them.
         ignore_index: the label to skip.
 
     Returns:
@@ -45,13 +47,13 @@ def linear_cross_entropy(
     """
     if chunk_size < 0:
         raise ValueError(f"`chunk_size` must not be negative, got {chunk_size}")
-    rows = (labels != ignore_index).nonzero().squeeze(-1)
+    labelled = (labels != ignore_index).nonzero().squeeze(-1)
     total: Tensor = _LinearCrossEntropy.apply(
-        hidden[rows],
+        hidden[labelled],
         weight,
         bias,
-        labels[rows],
-        chunk_size or max(1, rows.numel()),
+        labels[labelled],
+        chunk_size or max(1, labelled.numel()),
         torch.is_grad_enabled(),
     )
     return total
@@ -68,7 +70,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         chunk_size: int,
         with_grad: bool,
     ) -> Tensor:
-        wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        wide = wide_dtype(hidden)
         device_type = hidden.device.type
         compute = hidden.dtype
         if torch.is_autocast_enabled(device_type) and wide != torch.float64:

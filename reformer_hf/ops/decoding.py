@@ -12,13 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reformer_hf.ops.attention_window import SELF_SCORE, AttentionWindow
+from reformer_hf.ops.precision import wide_dtype
 from reformer_hf.ops.stored_tokens import NewTokens, StoredTokens, gather
 
 _NEVER = torch.iinfo(torch.int32).max
-
-
-def _scores_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _count_once(
@@ -80,7 +77,7 @@ def attend_newest(
     key = gather(stored.keys, index).view(batch * heads, -1, size)
     value = gather(stored.values, index).view(batch * heads, -1, size)
     scores = torch.bmm(new.query.reshape(batch * heads, 1, size), key.transpose(1, 2))
-    scores = scores.view(batch, heads, 1, -1).to(_scores_dtype(new.query))
+    scores = scores.view(batch, heads, 1, -1).to(wide_dtype(new.query))
     if not window.count_duplicates:
         buckets = gather(stored.buckets, index)
         scores = _count_once(scores, entries, seen, buckets, new.buckets)
@@ -121,7 +118,7 @@ def attend_block(
     seen = young.transpose(2, 3).flatten(3) & (entries >= stored.first)
     index = stored.index(entries.clamp(min=0))
     key, value = gather(stored.keys, index), gather(stored.values, index)
-    dtype = _scores_dtype(new.query)
+    dtype = wide_dtype(new.query)
     past = torch.matmul(key, new.query.unsqueeze(-1)).squeeze(-1).to(dtype)
     among = torch.matmul(new.query, new.key.transpose(-1, -2)).to(dtype)
     if window.count_duplicates:

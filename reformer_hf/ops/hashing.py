@@ -225,6 +225,7 @@ def _project_block(vectors: Tensor, projections: HashProjections) -> Tensor:
     return _angular_block(vectors, projections.weights, factors)
 
 
+@torch.no_grad()
 def apply_projections(
     vectors: Tensor, projections: HashProjections, positions: Tensor | None = None
 ) -> Tensor:
@@ -269,31 +270,3 @@ def apply_projections(
             hashed = _project_block(part, projections)
             buckets[..., start : start + block] = hashed.transpose(2, 3)
     return buckets
-
-
-@torch.no_grad()
-def hash_vectors(
-    vectors: Tensor, settings: HashSettings, positions: Tensor | None = None
-) -> Tensor:
-    """Assign every vector to one bucket per round.
-
-    Args:
-        vectors: ``[B, H, N, D]``, any floating dtype.
-        settings: how to hash; ``num_buckets`` must be given.
-        positions: ``[B, N]`` int64, the position of each token (``random`` only; default
-            ``0 .. N-1``), so that padding does not move the draw of a token.
-
-    Returns:
-        ``[B, H, R, N]`` int64 in ``[0, nb)``.
-
-    Raises:
-        ValueError: no number of buckets, or one that cannot be hashed.
-    """
-    if settings.num_buckets is None:
-        raise ValueError("`num_buckets` must be a number or its factors, got None")
-    _, heads, length, size = vectors.shape
-    factors = factorize_buckets(settings.num_buckets)
-    projections = draw_projections(
-        settings, factors, heads, size, num_positions=length, device=vectors.device
-    )
-    return apply_projections(vectors, projections, positions)

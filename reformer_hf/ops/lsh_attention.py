@@ -80,15 +80,15 @@ def _order(
 
 
 def _rounded(
-    rows: Tensor,
+    x: Tensor,
     order: BucketOrder | None,
     lonely: Tensor,
     window: AttentionWindow,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Rows ``[B, H, N, ..]`` as the original rounds them in its ``chunk`` pattern."""
+    """Numbers ``[B, H, N, ..]`` as the original rounds them in its ``chunk`` pattern."""
     mass = lonely_mass(order, lonely, window, dtype)
-    return rows if mass is None else rows * mass.unsqueeze(-1).to(rows.dtype)
+    return x if mass is None else x * mass.unsqueeze(-1).to(x.dtype)
 
 
 def lsh_attention(

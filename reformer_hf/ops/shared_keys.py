@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from reformer_hf.ops.precision import widen
+
 # Keys are divided by sqrt(|q|^2 + D * KEY_NORM_EPS), as in transformers' Reformer.
 KEY_NORM_EPS = 1e-6
 
@@ -14,7 +16,7 @@ def normalize_keys(query: Tensor) -> Tensor:
 
     The norm is formed in fp32 or better and the result has the dtype of ``query``.
     """
-    wide = query if query.dtype == torch.float64 else query.float()
+    wide = widen(query)
     return (wide * inverse_key_norm(wide)).to(query.dtype)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -17,6 +17,8 @@ from benchmark.case import Case
 # Length of the sequences on which properties are checked before anything is timed: several chunks,
 # so that hashing, sorting and look-back all take part.
 CHECK_LENGTH = 512
+# Outputs that move by more were changed, not rounded.
+_CAUSAL_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,19 @@ class Contender(ABC):
         """Bytes above the built model that a step is said to need; ``None``: nobody says."""
         return None
 
-    @abstractmethod
     def check(self, case: Case) -> list[Finding]:
         """Properties at a short length, in a process of their own; nothing is timed before."""
+        short = replace(case, length=CHECK_LENGTH, depth=min(case.depth, 2), batch=1)
+        reason = self.unavailable(short)
+        if reason is not None:
+            return [Finding("available", False, reason)]
+        workload = self.build(short)
+        workload.step()
+        return [*workload.findings(), *self.properties(short)]
+
+    def properties(self, case: Case) -> list[Finding]:
+        """What is checked besides the results of a step."""
+        return []
 
     @abstractmethod
     def build(self, case: Case) -> Workload:
@@ -124,6 +136,27 @@ def check_finite(name: str, tensors: Iterable[Tensor | None]) -> Finding:
     if missing or infinite:
         return Finding(name, False, f"of {count}, {missing} missing and {infinite} not finite")
     return Finding(name, True, f"all {count} present and finite")
+
+
+def check_causal(
+    outputs: Sequence[Tensor], others: Sequence[int], tokens: str, required: bool
+) -> Finding:
+    """Whether outputs ``[.., n, ..]`` before edited tokens are what they were before the edit.
+
+    Args:
+        outputs: before and after the edit, those before the edited tokens.
+        others: dimensions that are not positions.
+        tokens: what was edited.
+        required: whether the contender claims it.
+    """
+    before, after = (x.float() for x in outputs)
+    seen = (before - after).abs().amax(dim=tuple(others)) > _CAUSAL_TOLERANCE
+    return Finding(
+        "strictly causal",
+        not bool(seen.any()),
+        f"editing {tokens} changed {int(seen.sum())} of the {seen.numel()} outputs before them",
+        required=required,
+    )
 
 
 def check_close(name: str, actual: Tensor, expected: Tensor, tolerance: float) -> Finding:

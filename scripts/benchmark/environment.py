@@ -12,7 +12,10 @@ from typing import Any
 
 import torch
 
+from benchmark.memory_use import read_kibibytes
+
 _ROOT = Path(__file__).resolve().parents[2]
+_MEMINFO = Path("/proc/meminfo")
 _PACKAGES = ("torch", "transformers", "reformer-pytorch", "triton", "numpy")
 # The files that results depend on, not the results themselves.
 _SOURCES = ("reformer_hf", "scripts", ":(exclude)scripts/benchmark/results")
@@ -28,7 +31,7 @@ def describe_environment(threads: int, device: str) -> dict[str, Any]:
             "cpu": _cpu_model(),
             "cores": os.cpu_count(),
             "threads": threads,
-            "memory_bytes": _total_memory(),
+            "memory_bytes": read_kibibytes(_MEMINFO, "MemTotal"),
             # These change how fast a CPU gets fresh memory.
             "malloc": {
                 name: value
@@ -44,7 +47,7 @@ def describe_environment(threads: int, device: str) -> dict[str, Any]:
 
 def available_memory() -> int | None:
     """Bytes that can be taken without swapping; ``None`` where the system does not say."""
-    return _meminfo("MemAvailable")
+    return read_kibibytes(_MEMINFO, "MemAvailable")
 
 
 def _git(*arguments: str) -> str | None:
@@ -68,21 +71,6 @@ def _cpu_model() -> str:
         facts.setdefault(name.strip(), value.strip())
     family = f" (family {facts.get('cpu family', '?')}, model {facts.get('model', '?')})"
     return facts.get("model name", platform.machine()) + family
-
-
-def _total_memory() -> int | None:
-    return _meminfo("MemTotal")
-
-
-def _meminfo(name: str) -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    return None
 
 
 def _gpu(device: str) -> dict[str, Any] | None:

@@ -43,10 +43,11 @@ def return_freed_memory(eager: bool) -> None:
 
 def resident_bytes(process: int | str = "self") -> int | None:
     """Resident set of a process in bytes; ``None`` where the system does not say."""
-    return _read(Path(f"/proc/{process}/status"), "VmRSS")
+    return read_kibibytes(Path(f"/proc/{process}/status"), "VmRSS")
 
 
-def _read(path: Path, name: str) -> int | None:
+def read_kibibytes(path: Path, name: str) -> int | None:
+    """What a file of ``/proc`` says under a name, in bytes; ``None`` where it does not."""
     try:
         lines = path.read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
@@ -88,7 +89,7 @@ class PeakMemory:
 
     def extra(self) -> int:
         """Resident bytes above the start, at the peak since the last restart."""
-        peak = _read(_STATUS, "VmHWM") if self._exact else None
+        peak = read_kibibytes(_STATUS, "VmHWM") if self._exact else None
         return max(0, (peak or _lifetime_peak()) - self.before)
 
     def cuda_extra(self) -> int | None:

@@ -15,9 +15,10 @@ from reformer_hf.ops import hashing
 from reformer_hf.ops.hashing import (
     HashSettings,
     angular_rotations,
+    apply_projections,
     choose_num_buckets,
+    draw_projections,
     factorize_buckets,
-    hash_vectors,
 )
 from reformer_hf.ops.seeds import cpu_generator
 
@@ -31,8 +32,11 @@ def vectors(length: int = LENGTH) -> Tensor:
 
 def hashed(x: Tensor, num_buckets: Any = 8, seed: int = 5, **options: Any) -> Tensor:
     positions = options.pop("positions", None)
-    how = HashSettings(**{"num_hashes": ROUNDS, **options}, seed=seed, num_buckets=num_buckets)
-    return hash_vectors(x, how, positions)
+    how = HashSettings(**{"num_hashes": ROUNDS, **options}, seed=seed)
+    _, heads, length, size = x.shape
+    factors = factorize_buckets(num_buckets)
+    drawn = draw_projections(how, factors, heads, size, num_positions=length)
+    return apply_projections(x, drawn, positions)
 
 
 def rotations_of(factors: tuple[int, ...], seed: int = 5) -> Tensor:
@@ -217,11 +221,6 @@ def test_no_gradient_is_recorded():
 def test_an_unknown_family_is_named_with_the_known_ones():
     with pytest.raises(ValueError, match=r"family.*angular.*euclidean.*random.*'cosine'"):
         hashed(vectors(), family="cosine")
-
-
-def test_vectors_cannot_be_hashed_without_a_number_of_buckets():
-    with pytest.raises(ValueError, match=r"`num_buckets` must be a number or its factors"):
-        hashed(vectors(), None)
 
 
 # ---- numbers of buckets ----

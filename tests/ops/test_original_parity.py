@@ -20,7 +20,12 @@ from transformers.models.reformer.modeling_reformer import (
 )
 
 from reformer_hf.ops.attention_window import AttentionWindow
-from reformer_hf.ops.hashing import HashSettings, hash_vectors
+from reformer_hf.ops.hashing import (
+    HashSettings,
+    apply_projections,
+    draw_projections,
+    factorize_buckets,
+)
 from reformer_hf.ops.local_attention import local_attention
 from reformer_hf.ops.lsh_attention import lsh_attention, lsh_attention_weights
 from reformer_hf.ops.padding import Padding
@@ -216,7 +221,8 @@ def test_hashing_equals_the_originals(num_buckets):
     total = num_buckets if isinstance(num_buckets, int) else num_buckets[0] * num_buckets[1]
     theirs = module._hash_vectors(vectors, 3, None).unflatten(-1, (3, 40))
     theirs = theirs - total * torch.arange(3).view(-1, 1)
-    ours = hash_vectors(vectors, HashSettings(3, 5, num_buckets))
+    drawn = draw_projections(HashSettings(3, 5), factorize_buckets(num_buckets), HEADS, SIZE)
+    ours = apply_projections(vectors, drawn)
     assert torch.equal(ours, theirs)
 
 

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from reformer_hf.ops.kept_results import KeptResults
-from reformer_hf.ops.reversible.grid import float_of, from_steps, widen
+from reformer_hf.ops.precision import widen
+from reformer_hf.ops.reversible.grid import float_of, from_steps
 from reformer_hf.ops.reversible.range_gauge import RangeGauge
 from reformer_hf.ops.reversible.replay_state import ReplayState
 from reformer_hf.ops.reversible.residual_sums import add, subtract

@@ -13,7 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from reformer_hf.ops.reversible.grid import round_to_steps, widen
+from reformer_hf.ops.precision import wide_dtype
+from reformer_hf.ops.reversible.grid import round_to_steps
 
 
 class DecodingStreams:
@@ -38,7 +39,7 @@ class DecodingStreams:
         if grid is None:
             self._streams = [x, x]
             return
-        self._dtype = widen(x[:, :0]).dtype
+        self._dtype = wide_dtype(x)
         steps = round_to_steps(x, grid).to(torch.float64)
         self._steps = [steps, steps]
         start = self._from_steps(steps, grid)

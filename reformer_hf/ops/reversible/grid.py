@@ -17,15 +17,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from reformer_hf.ops.precision import widen
+
 # A stream may use three quarters of the range of int32 and a single step one quarter, so that no
 # sum wraps around before it is noticed: in steps of the grid.
 _RANGE = float(1 << 31)
 STREAM_LIMIT, STEP_LIMIT = 0.75 * _RANGE, 0.25 * _RANGE
-
-
-def widen(x: Tensor) -> Tensor:
-    """``x`` in fp32, or in fp64 if it is that."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def round_to_steps(x: Tensor, grid: float) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reformer_hf.ops.precision import widen
 from reformer_hf.ops.reversible.grid import (
     STEP_LIMIT,
     STREAM_LIMIT,
@@ -19,7 +20,6 @@ from reformer_hf.ops.reversible.grid import (
     from_steps,
     round_to_steps,
     to_steps,
-    widen,
 )
 from reformer_hf.ops.reversible.range_gauge import RangeGauge
 from reformer_hf.ops.triton_support import usable_on

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from reformer_hf.ops.attention_window import AttentionWindow
 from reformer_hf.ops.kept_results import keep_results, replaying
+from reformer_hf.ops.precision import wide_dtype
 from reformer_hf.ops.sorting import BucketOrder
 from reformer_hf.ops.windowed_attention import torch_backend, triton_backend
 from reformer_hf.ops.windowed_attention.call import WindowedAttentionCall
@@ -99,11 +100,6 @@ def _call(arguments: tuple[Any, ...]) -> tuple[WindowedAttentionCall, str]:
     return WindowedAttentionCall(query, key, value, ordered, real, window, scale), backend
 
 
-def _empty_like_heads(x: Tensor) -> Tensor:
-    batch, heads, length, size = x.shape
-    return x.new_empty((batch, length, heads, size)).transpose(1, 2)
-
-
 def _present(x: Tensor | None, like: Tensor) -> Tensor:
     """Operators cannot return ``None``: nothing is a tensor without elements."""
     return like.new_empty(0) if x is None else x
@@ -124,10 +120,13 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 @_forward.register_fake
 def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     query, value, order, pattern = arguments[0], arguments[2], arguments[3], arguments[_NUM_TENSORS]
-    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
-    lse = query.new_empty(query.shape[:3], dtype=wide)
+    lse = query.new_empty(query.shape[:3], dtype=wide_dtype(query))
     again = meets_itself_again(pattern, order)
-    return _empty_like_heads(value), lse, torch.empty_like(lse) if again else lse.new_empty(0)
+    return (
+        torch_backend.empty_heads(value),
+        lse,
+        torch.empty_like(lse) if again else lse.new_empty(0),
+    )
 
 
 @torch.library.custom_op(
@@ -154,8 +153,8 @@ def _(
     grad_out: Tensor, out: Tensor, lse: Tensor, mass: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     query, key, value = arguments[:3]
-    grad_key = query.new_empty(0) if key is None else _empty_like_heads(key)
-    return _empty_like_heads(query), grad_key, _empty_like_heads(value)
+    grad_key = query.new_empty(0) if key is None else torch_backend.empty_heads(key)
+    return torch_backend.empty_heads(query), grad_key, torch_backend.empty_heads(value)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from reformer_hf.ops.attention_window import SELF_SCORE
+from reformer_hf.ops.precision import widen
 from reformer_hf.ops.shared_keys import normalize_keys
 from reformer_hf.ops.sorting import BucketOrder, identity_order
 from reformer_hf.ops.windowed_attention.call import WindowedAttentionCall
@@ -69,9 +70,7 @@ def _weights(call: WindowedAttentionCall) -> tuple[Tensor, Tensor]:
 
     # 1. Scores; keys are normalised queries if there are none of their own.
     key = normalize_keys(query) if call.key is None else call.key
-    scores = torch.matmul(query, key.transpose(-1, -2)).to(
-        torch.float64 if query.dtype == torch.float64 else torch.float32
-    )
+    scores = widen(torch.matmul(query, key.transpose(-1, -2)))
     scores = (scores * call.scale).unsqueeze(2)
 
     # 2. How often a pair is visible in each round.

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from reformer_hf.ops.attention_window import SELF_SCORE
+from reformer_hf.ops.precision import wide_dtype
 from reformer_hf.ops.sorting import identity_order, spaced_rank
 from reformer_hf.ops.windowed_attention.call import WindowedAttentionCall
 
@@ -63,7 +64,7 @@ class Line:
     """One pass over a group of ``G`` slices, as a line of ``S = G * stride + K`` slots.
 
     Attributes:
-        row: ``[S]`` int64, which row of the tokens ``[B N H, D]`` stands in each slot (any where
+        index: ``[S]`` int64, which of the vectors ``[B N H, D]`` stands in each slot (any where
             there is no token).
         tag: ``[S]``, from which visibility is decided: buckets in fp32 or fp64 (``window``) or
             positions in int32 (``chunk``).
@@ -74,7 +75,7 @@ class Line:
         slot_of_token: ``[copies, G, N]`` int64, the slots of the line in which a token stands.
     """
 
-    row: Tensor
+    index: Tensor
     tag: Tensor
     token: Tensor
     hash_round: Tensor
@@ -102,7 +103,7 @@ class SlotLayout:
         self.is_ring = window.pattern == "chunk"
         self._real = call.real
         self._order = call.order or identity_order(length, device)
-        self._wide = torch.float64 if call.query.dtype == torch.float64 else torch.float32
+        self._wide = wide_dtype(call.query)
         rounds = self._order.num_hashes
         if self.is_ring:
             # The chunks of a ring are part of its definition.
@@ -119,8 +120,8 @@ class SlotLayout:
             self.num_passes = rounds
         self.num_keys = self.before + self.tile + self.after
         self.stride = -(-(self.before + self.slots + self.after) // self.tile) * self.tile
-        first_row = torch.arange(self.batch, device=device).view(-1, 1) * (length * self.heads)
-        self._first_row = first_row + torch.arange(self.heads, device=device)
+        first_index = torch.arange(self.batch, device=device).view(-1, 1) * (length * self.heads)
+        self._first_index = first_index + torch.arange(self.heads, device=device)
 
     def groups(self, slices: int) -> Iterator[Group]:
         """All slices, at most ``slices`` at a time, in groups of about the same size."""
@@ -142,10 +143,10 @@ class SlotLayout:
     ) -> Line:
         """A line from ``[G, n]`` tokens and tags by slot and ``[copies, G, N]`` slots."""
         first_slot = torch.arange(group.size, device=token.device).view(-1, 1) * self.stride
-        row = group.select(self._first_row).reshape(-1, 1) + token * self.heads
+        index = group.select(self._first_index).reshape(-1, 1) + token * self.heads
         tail = (0, self.stride - token.shape[-1])
         return Line(
-            row=self._line(row, 0),
+            index=self._line(index, 0),
             tag=self._line(tag, _NOBODY),
             token=pad(token, tail),
             hash_round=pad(hash_round, tail),

@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from reformer_hf.ops.precision import wide_dtype
 from reformer_hf.ops.shared_keys import inverse_key_norm
 from reformer_hf.ops.windowed_attention.call import WindowedAttentionCall
 from reformer_hf.ops.windowed_attention.dropout import keep_mask, key_codes, query_codes
@@ -62,12 +63,12 @@ def bytes_at_work(slices: int, length: int, head_size: int, reach: int) -> int:
     return lines + 5 * 4 * scores + 8 * 4 * scores * head_size // (2 * reach)
 
 
-def _rows(x: Tensor) -> Tensor:
-    """``[B, H, N, D]`` as rows ``[B N H, D]``; free where heads were split from a projection."""
+def _as_list(x: Tensor) -> Tensor:
+    """``[B, H, N, D]`` as vectors ``[B N H, D]``; free where heads were split from a projection."""
     return x.transpose(1, 2).reshape(-1, x.shape[-1])
 
 
-def _empty_heads(x: Tensor) -> Tensor:
+def empty_heads(x: Tensor) -> Tensor:
     """Memory like ``[B, H, N, D]``, but laid out as ``[B, N, H, D]``."""
     batch, heads, length, size = x.shape
     return x.new_empty((batch, length, heads, size)).transpose(1, 2)
@@ -112,11 +113,11 @@ class _Scratch:
             self._buffers[name, dtype] = buffer
         return buffer[:size].view(*shape)
 
-    def gather(self, name: str, rows: Tensor, index: Tensor) -> Tensor:
-        """Rows ``[rows, D]`` at ``[..]`` as ``[.., D]``, in fp32 or fp64."""
-        out = self.take(name, (index.numel(), rows.shape[-1]), rows.dtype)
-        torch.index_select(rows, 0, index.reshape(-1), out=out)
-        if rows.dtype.itemsize < 4:
+    def gather(self, name: str, vectors: Tensor, index: Tensor) -> Tensor:
+        """Vectors ``[n, D]`` at ``[..]`` as ``[.., D]``, in fp32 or fp64."""
+        out = self.take(name, (index.numel(), vectors.shape[-1]), vectors.dtype)
+        torch.index_select(vectors, 0, index.reshape(-1), out=out)
+        if vectors.dtype.itemsize < 4:
             out = self.take(name, out.shape, torch.float32).copy_(out)
         return out.view(*index.shape, -1)
 
@@ -133,10 +134,10 @@ class _Kernel:
         self.call = call
         self.window = call.window
         self.layout = SlotLayout(call)
-        self.wide = torch.float64 if call.query.dtype == torch.float64 else torch.float32
-        self.query_rows = _rows(call.query)
-        self.key_rows = None if call.key is None else _rows(call.key)
-        self.value_rows = _rows(call.value)
+        self.wide = wide_dtype(call.query)
+        self.query_vectors = _as_list(call.query)
+        self.key_vectors = None if call.key is None else _as_list(call.key)
+        self.value_vectors = _as_list(call.value)
         self.scratch = _Scratch(call.query.device)
 
     def _groups(self) -> Iterator[Group]:
@@ -159,24 +160,24 @@ class _Kernel:
 
     def _key_tiles(self, x: Tensor, count: int) -> Tensor:
         """Key slots ``[n, D]`` of ``T'`` tiles as ``[T', K, D]``, an overlapping view."""
-        tile, row = self.layout.tile, x.shape[-1]
-        shape = (count, self.layout.num_keys, row)
-        return x.as_strided(shape, (tile * row, row, 1), x.storage_offset())
+        tile, size = self.layout.tile, x.shape[-1]
+        shape = (count, self.layout.num_keys, size)
+        return x.as_strided(shape, (tile * size, size, 1), x.storage_offset())
 
     def _load(self, line: Line, first: int, last: int) -> tuple[Tensor, Tensor, Tensor]:
         """Scaled queries ``[T', C, D]``, keys and values ``[T', K, D]``, in sorted order."""
         layout, gather = self.layout, self.scratch.gather
         count = last - first
-        key_row = line.row[layout.key_slots(first, last)]
-        value = gather("value", self.value_rows, key_row)
-        if self.key_rows is None:
-            shared = gather("shared", self.query_rows, key_row)
+        key_index = line.index[layout.key_slots(first, last)]
+        value = gather("value", self.value_vectors, key_index)
+        if self.key_vectors is None:
+            shared = gather("shared", self.query_vectors, key_index)
             query = shared[layout.before : layout.before + count * layout.tile]
             normed = self.scratch.take("normed", shared.shape, self.wide)
             key = torch.mul(shared, inverse_key_norm(shared), out=normed)
         else:
-            query = gather("query", self.query_rows, line.row[layout.query_slots(first, last)])
-            key = gather("key", self.key_rows, key_row)
+            query = gather("query", self.query_vectors, line.index[layout.query_slots(first, last)])
+            key = gather("key", self.key_vectors, key_index)
         if self.call.scale != 1.0:
             query = query * self.call.scale
         query = query.view(count, layout.tile, -1)
@@ -224,7 +225,7 @@ class _Kernel:
         multiples of 1/128. ``None``: no token meets itself more than once.
         """
         call, layout = self.call, self.layout
-        out = _empty_heads(call.value)
+        out = empty_heads(call.value)
         lse = torch.empty(call.query.shape[:3], dtype=self.wide, device=call.query.device)
         mass = torch.empty_like(lse) if layout.is_ring or layout.num_passes > 1 else None
         for group in self._groups():
@@ -235,8 +236,8 @@ class _Kernel:
                 for slots in line.slot_of_token:
                     merged.add(mixed, highest, total, slots)
             shape = (*group.select(lse).shape, -1)
-            rows, own_lse, own_mass = merged.finish()
-            group.select(out).copy_(rows.view(shape))
+            mixed, own_lse, own_mass = merged.finish()
+            group.select(out).copy_(mixed.view(shape))
             group.select(lse).copy_(own_lse.view(shape[:-1]))
             if mass is not None:
                 group.select(mass).copy_(own_mass.view(shape[:-1]))
@@ -248,8 +249,8 @@ class _Kernel:
         ``m`` is the highest score of the slot. Slots of nobody hold anything.
         """
         layout, take = self.layout, self.scratch.take
-        slots = line.row.shape[0]
-        mixed = take("mixed", (slots, self.value_rows.shape[-1]), self.wide)
+        slots = line.index.shape[0]
+        mixed = take("mixed", (slots, self.value_vectors.shape[-1]), self.wide)
         highest, total = (take(name, (slots,), self.wide) for name in ("highest", "total"))
         codes = self._codes(group, line) if self.window.dropout > 0.0 else None
         for first, last in self._blocks(group):
@@ -271,10 +272,10 @@ class _Kernel:
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Gradients of query, key (unless shared) and value."""
         call, layout = self.call, self.layout
-        grad_rows = _rows(grad_out)
-        grads = [_empty_heads(call.query), _empty_heads(call.value)]
+        grad_vectors = _as_list(grad_out)
+        grads = [empty_heads(call.query), empty_heads(call.value)]
         if call.key is not None:
-            grads.insert(1, _empty_heads(call.key))
+            grads.insert(1, empty_heads(call.key))
         for group in self._groups():
             own_grad, own_out = (group.select(x).to(self.wide) for x in (grad_out, out))
             per_token = [
@@ -288,7 +289,7 @@ class _Kernel:
             total: list[Tensor] = []
             for index in range(layout.num_passes):
                 line = layout.build(index, group)
-                by_slot = self._backward_pass(line, group, grad_rows, per_token)
+                by_slot = self._backward_pass(line, group, grad_vectors, per_token)
                 for slots in line.slot_of_token:
                     for i, x in enumerate(by_slot):
                         part = self.scratch.gather(
@@ -319,7 +320,7 @@ class _Kernel:
             target.copy_(x.view(target.shape))
 
     def _backward_pass(
-        self, line: Line, group: Group, grad_rows: Tensor, per_token: list[Tensor]
+        self, line: Line, group: Group, grad_vectors: Tensor, per_token: list[Tensor]
     ) -> list[Tensor]:
         """Gradients ``[S, D]`` by slot: of the (scaled) queries, keys and values of one pass.
 
@@ -327,19 +328,19 @@ class _Kernel:
         ``[G, N]``.
         """
         layout, scratch = self.layout, self.scratch
-        slots, row = line.row.shape[0], self.query_rows.shape[-1]
+        slots, size = line.index.shape[0], self.query_vectors.shape[-1]
         # In slots of nobody exp(S - lse) must vanish whatever stands there.
         lse, delta, *factor = (
             layout.by_slot(x, line, fill)
             for x, fill in zip(per_token, (math.inf, 0.0, 0.0), strict=False)
         )
         codes = self._codes(group, line) if self.window.dropout > 0.0 else None
-        grad_query = scratch.take("grad_query", (slots, row), self.wide)
-        grad_key = scratch.take("grad_key", (slots, row), self.wide).zero_()
-        grad_value = scratch.take("grad_value", (slots, row), self.wide).zero_()
+        grad_query = scratch.take("grad_query", (slots, size), self.wide)
+        grad_key = scratch.take("grad_key", (slots, size), self.wide).zero_()
+        grad_value = scratch.take("grad_value", (slots, size), self.wide).zero_()
         for first, last in self._blocks(group):
             query, key, value = self._load(line, first, last)
-            outs = scratch.gather("outs", grad_rows, line.row[layout.query_slots(first, last)])
+            outs = scratch.gather("outs", grad_vectors, line.index[layout.query_slots(first, last)])
             outs = outs.view(query.shape)
             if factor:
                 outs *= layout.query_tiles(factor[0], first, last)
@@ -363,11 +364,11 @@ class _Kernel:
     def _spread_(self, total: Tensor, tiles: Tensor, first: int) -> None:
         """Add key gradients ``[T', K, D]`` of overlapping tiles to a line ``[S, D]``, in place."""
         tile, num_keys = self.layout.tile, self.layout.num_keys
-        count, _, row = tiles.shape
+        count, _, size = tiles.shape
         for offset in range(0, num_keys, tile):
             width = min(tile, num_keys - offset)
             begin = first * tile + offset
-            target = total[begin : begin + count * tile].view(count, tile, row)
+            target = total[begin : begin + count * tile].view(count, tile, size)
             target[:, :width] += tiles[:, offset : offset + width]
 
 
@@ -407,12 +408,12 @@ class _RoundMerge:
 
 
 def forward(call: WindowedAttentionCall) -> tuple[Tensor, Tensor, Tensor | None]:
-    """See :class:`~reformer_hf.ops.windowed_attention.operators.Kernels`."""
+    """Output, ``lse`` and ``mass``, as :class:`~.operators.Kernels` has it."""
     return _Kernel(call).forward()
 
 
 def backward(
     call: WindowedAttentionCall, grad_out: Tensor, out: Tensor, lse: Tensor, mass: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """See :class:`~reformer_hf.ops.windowed_attention.operators.Kernels`."""
+    """Gradients of query, key and value, as :class:`~.operators.Kernels` has it."""
     return _Kernel(call).backward(grad_out, out, lse, mass)

@@ -42,7 +42,7 @@ def unsupported(call: WindowedAttentionCall) -> str | None:
 
 
 def forward(call: WindowedAttentionCall) -> tuple[Tensor, Tensor, Tensor | None]:
-    """See :class:`~reformer_hf.ops.windowed_attention.operators.Kernels`."""
+    """Output, ``lse`` and ``mass``, as :class:`~.operators.Kernels` has it."""
     from reformer_hf.ops.windowed_attention.triton_forward import forward as run
 
     return run(call)
@@ -51,7 +51,7 @@ def forward(call: WindowedAttentionCall) -> tuple[Tensor, Tensor, Tensor | None]
 def backward(
     call: WindowedAttentionCall, grad_out: Tensor, out: Tensor, lse: Tensor, mass: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """See :class:`~reformer_hf.ops.windowed_attention.operators.Kernels`."""
+    """Gradients of query, key and value, as :class:`~.operators.Kernels` has it."""
     from reformer_hf.ops.windowed_attention.triton_backward import backward as run
 
     return run(call, grad_out, out, lse)

@@ -447,13 +447,13 @@ def _wide(x: Tensor) -> Tensor:
 def backward(
     call: WindowedAttentionCall, grad_out: Tensor, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """See :class:`~reformer_hf.ops.windowed_attention.operators.Kernels`."""
+    """Gradients of query, key and value, as :class:`~.operators.Kernels` has it."""
     launch = Launch(call)
     batch, heads, length, size = call.query.shape
     grad_out = grad_out if grad_out.stride(-1) == 1 else grad_out.contiguous()
     strides = (grad_out.stride(0), grad_out.stride(1), grad_out.stride(2))
     delta, base = torch.empty_like(lse), torch.empty_like(lse)
-    rows = launch.delta_rows
+    rows = launch.delta_tokens
     delta_kernel[(triton.cdiv(length, rows), batch * heads)](
         *(out.transpose(1, 2), grad_out, lse, delta, base),
         *(*strides, length, heads),

@@ -230,7 +230,7 @@ def forward_kernel(
 
 
 def forward(call: WindowedAttentionCall) -> tuple[Tensor, Tensor, Tensor | None]:
-    """See :class:`~reformer_hf.ops.windowed_attention.operators.Kernels`."""
+    """Output, ``lse`` and ``mass``, as :class:`~.operators.Kernels` has it."""
     launch = Launch(call)
     batch, heads, length, size = call.query.shape
     out = call.value.new_empty((batch, length, heads, size))

@@ -88,19 +88,19 @@ class Launch:
         is_ring: the tiles of all rounds form a ring (``chunk`` pattern).
         inputs: query, key (or ``None``) and value.
         tables: sorted order, tags, places and which tokens are real, each ``None`` if not needed.
-        delta_rows: rows of a program that walks over the tokens as they come.
+        delta_tokens: tokens of a program that walks over the tokens as they come.
     """
 
-    delta_rows = 64
+    delta_tokens = 64
 
     def __init__(self, call: WindowedAttentionCall) -> None:
         window = call.window
         self.num_rounds = call.num_hashes
         self.is_ring = window.pattern == "chunk"
         self.inputs = (
-            _rows(call.query),
-            None if call.key is None else _rows(call.key),
-            _rows(call.value),
+            _dense_vectors(call.query),
+            None if call.key is None else _dense_vectors(call.key),
+            _dense_vectors(call.value),
         )
         self._call = call
         length = call.query.shape[2]
@@ -204,8 +204,8 @@ class Launch:
         )
 
 
-def _rows(x: Tensor) -> Tensor:
-    """With the numbers of a row next to each other: ``x`` itself, or a copy."""
+def _dense_vectors(x: Tensor) -> Tensor:
+    """With the numbers of a vector next to each other: ``x`` itself, or a copy."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 

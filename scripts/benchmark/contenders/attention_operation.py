@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from benchmark.case import Case
-from benchmark.contender import CHECK_LENGTH, Contender, Finding, Workload, check_finite
+from benchmark.contender import (
+    Contender,
+    Finding,
+    Workload,
+    check_causal,
+    check_finite,
+)
 
 # Takes query/key and value [B, H, N, D], returns the output [B, H, N, D].
 Attend = Callable[[Tensor, Tensor], Tensor]
-
-_CAUSAL_TOLERANCE = 1e-5
 
 
 def random_heads(case: Case, count: int) -> list[Tensor]:
@@ -48,18 +51,9 @@ class AttentionContender(Contender):
         """Inputs."""
         return AttentionStep(self.attention(case), case)
 
-    def check(self, case: Case) -> list[Finding]:
-        """A step at a short length, and who sees whom."""
-        short = replace(case, length=CHECK_LENGTH, batch=1)
-        reason = self.unavailable(short)
-        if reason is not None:
-            return [Finding("available", False, reason)]
-        workload = self.build(short)
-        workload.step()
-        return [*workload.findings(), self._check_causality(replace(short, dtype="float32"))]
-
     @torch.no_grad()
-    def _check_causality(self, case: Case) -> Finding:
+    def properties(self, case: Case) -> list[Finding]:
+        """Who sees whom."""
         inputs = random_heads(case, 2)
         changed = [x.clone() for x in inputs]
         border = case.length - case.length // 4
@@ -68,15 +62,9 @@ class AttentionContender(Contender):
         outputs = []
         for query_key, value in (inputs, changed):
             torch.manual_seed(case.seed)
-            outputs.append(self.attention(case)(query_key, value)[:, :, :border].float())
-        seen = (outputs[0] - outputs[1]).abs().amax(dim=(0, 1, 3)) > _CAUSAL_TOLERANCE
-        return Finding(
-            "strictly causal",
-            not bool(seen.any()),
-            f"editing the last {case.length - border} tokens changed {int(seen.sum())} of the "
-            f"{border} outputs before them",
-            required=self.must_be_causal,
-        )
+            outputs.append(self.attention(case)(query_key, value)[:, :, :border])
+        edited = f"the last {case.length - border} tokens"
+        return [check_causal(outputs, (0, 1, 3), edited, self.must_be_causal)]
 
 
 class AttentionStep(Workload):

@@ -7,18 +7,23 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmark.case import Case
-from benchmark.contender import CHECK_LENGTH, Contender, Finding, Workload, check_finite
+from benchmark.contender import (
+    Contender,
+    Finding,
+    Workload,
+    check_causal,
+    check_finite,
+)
 
 # At the start every token is about equally likely: the loss is near log V.
 _LOSS_TOLERANCE = 0.5
-_CAUSAL_TOLERANCE = 1e-5
 
 
 def random_tokens(case: Case) -> Tensor:
@@ -65,18 +70,10 @@ class LanguageModelContender(Contender):
         """Model and tokens."""
         return TrainingStep(self, case)
 
-    def check(self, case: Case) -> list[Finding]:
-        """A training step at a short length, and who sees whom."""
-        short = replace(case, length=CHECK_LENGTH, depth=min(case.depth, 2), batch=1)
-        reason = self.unavailable(short)
-        if reason is not None:
-            return [Finding("available", False, reason)]
-        workload = self.build(short)
-        workload.step()
-        return [*workload.findings(), self._check_causality(replace(short, dtype="float32"))]
-
     @torch.no_grad()
-    def _check_causality(self, case: Case) -> Finding:
+    def properties(self, case: Case) -> list[Finding]:
+        """Who sees whom."""
+        case = replace(case, dtype="float32")
         model, tokens = self.make_seeded(case).eval(), random_tokens(case)
         border = case.length - case.length // 4
         changed = tokens.clone()
@@ -84,15 +81,25 @@ class LanguageModelContender(Contender):
         logits = []
         for ids in (tokens, changed):
             torch.manual_seed(case.seed)  # peers draw their rotations from the global generator
-            logits.append(self.logits(model, ids)[:, :border].float())
-        seen = (logits[0] - logits[1]).abs().amax(dim=(0, 2)) > _CAUSAL_TOLERANCE
-        return Finding(
-            "strictly causal",
-            not bool(seen.any()),
-            f"editing the last {case.length - border} tokens changed {int(seen.sum())} of the "
-            f"{border} logits before them",
-            required=self.must_be_causal,
-        )
+            logits.append(self.logits(model, ids)[:, :border])
+        edited = f"the last {case.length - border} tokens"
+        return [check_causal(logits, (0, 2), edited, self.must_be_causal)]
+
+
+def common_fields(case: Case) -> dict[str, Any]:
+    """Fields of the common model that both Reformers of the transformers family know."""
+    return {
+        "vocab_size": case.vocab_size,
+        "hidden_size": case.hidden_size,
+        "attn_layers": ["lsh"] * case.depth,
+        "num_attention_heads": case.num_heads,
+        "attention_head_size": case.head_size,
+        "feed_forward_size": case.feed_forward_size,
+        "hidden_dropout_prob": 0.0,
+        "num_hashes": case.rounds,
+        "lsh_attn_chunk_length": case.chunk_length,
+        "max_position_embeddings": case.length,
+    }
 
 
 class TrainingStep(Workload):

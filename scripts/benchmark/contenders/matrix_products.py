@@ -7,14 +7,13 @@ machine's matrix multiplication. Dividing our time by this says how much there i
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmark.case import Case
-from benchmark.contender import CHECK_LENGTH, Contender, Finding, Workload, check_close
+from benchmark.contender import Contender, Finding, Workload, check_close
 
 # Scores formed at a time, so that they stay in the cache: 2 MiB in fp32.
 _SCORE_ELEMENTS = 1 << 19
@@ -168,10 +167,6 @@ class AttentionProducts(Contender):
 
     name = "products"
     label = "matrix products alone"
-
-    def check(self, case: Case) -> list[Finding]:
-        """See :meth:`_Products.findings`."""
-        return self.build(replace(case, length=CHECK_LENGTH)).findings()
 
     def build(self, case: Case) -> Workload:
         """Operands."""

@@ -9,13 +9,12 @@ they lie, which is faster than gathering them by a sorted order can be.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from benchmark.case import Case
-from benchmark.contender import CHECK_LENGTH, Contender, Finding, Workload, check_close
+from benchmark.contender import Contender, Finding, Workload, check_close
 from benchmark.contenders.attention_operation import random_heads
 
 
@@ -50,12 +49,6 @@ class AttentionCopies(Contender):
 
     name = "copies"
     label = "memory traffic alone"
-
-    def check(self, case: Case) -> list[Finding]:
-        """See :meth:`_Copies.findings`."""
-        workload = self.build(replace(case, length=CHECK_LENGTH))
-        workload.step()
-        return workload.findings()
 
     def build(self, case: Case) -> Workload:
         """Two tensors."""

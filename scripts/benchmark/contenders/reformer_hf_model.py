@@ -10,27 +10,19 @@ from torch import Tensor, nn
 
 from benchmark.case import Case
 from benchmark.contender import CHECK_LENGTH, Finding, check_close
-from benchmark.contenders.language_model import LanguageModelContender, random_tokens
+from benchmark.contenders.language_model import (
+    LanguageModelContender,
+    common_fields,
+    random_tokens,
+)
 from reformer_hf import ReformerConfig, ReformerForCausalLM
 from reformer_hf.training_memory import estimate_memory
 
 
 def model_config(case: Case, **changes: Any) -> ReformerConfig:
     """The configuration of the common model."""
-    settings: dict[str, Any] = {
-        "vocab_size": case.vocab_size,
-        "hidden_size": case.hidden_size,
-        "attn_layers": ["lsh"] * case.depth,
-        "num_attention_heads": case.num_heads,
-        "attention_head_size": case.head_size,
-        "feed_forward_size": case.feed_forward_size,
-        "chunk_size_feed_forward": case.feed_forward_slice,
-        "hidden_dropout_prob": 0.0,
-        "num_hashes": case.rounds,
-        "lsh_attn_chunk_length": case.chunk_length,
-        "max_position_embeddings": case.length,
-    }
-    return ReformerConfig(**{**settings, **changes})
+    own = {"chunk_size_feed_forward": case.feed_forward_slice, **changes}
+    return ReformerConfig(**{**common_fields(case), **own})
 
 
 class ReformerHFModel(LanguageModelContender):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import ReformerConfig, ReformerModelWithLMHead
 
 from benchmark.case import Case
-from benchmark.contenders.language_model import LanguageModelContender
+from benchmark.contenders.language_model import LanguageModelContender, common_fields
 
 
 def built_in_config(case: Case) -> ReformerConfig:
@@ -25,21 +25,12 @@ def built_in_config(case: Case) -> ReformerConfig:
     first_axis = case.hidden_size // 4
     sliceable = case.length % case.feed_forward_slice == 0
     settings: dict[str, Any] = {
-        "vocab_size": case.vocab_size,
-        "hidden_size": case.hidden_size,
-        "attn_layers": ["lsh"] * case.depth,
-        "num_attention_heads": case.num_heads,
-        "attention_head_size": case.head_size,
-        "feed_forward_size": case.feed_forward_size,
+        **common_fields(case),
         "chunk_size_feed_forward": case.feed_forward_slice if sliceable else 0,
         "hidden_act": "gelu",
-        "hidden_dropout_prob": 0.0,
-        "num_hashes": case.rounds,
         "num_buckets": None,
-        "lsh_attn_chunk_length": case.chunk_length,
         "lsh_num_chunks_before": 1,
         "lsh_num_chunks_after": 0,
-        "max_position_embeddings": case.length,
         "axial_pos_shape": (rows, case.length // rows),
         "axial_pos_embds_dim": (first_axis, case.hidden_size - first_axis),
         "is_decoder": True,

@@ -242,10 +242,12 @@ class ReformerStack(nn.Module):
         if self.training:
             streams.check_range()
         states.append(self._normalize(merged))
-        # Only the chunk pattern adds positions.
-        states = [s[:, :length] for s in states]
-        own = [w[..., :length, :length] for w in weights[SelfAttention]]
-        cross = [w[..., :length, :] for w in weights[CrossAttention]]
+        own, cross = weights[SelfAttention], weights[CrossAttention]
+        if x.shape[1] > length:
+            # Only the chunk pattern adds positions. (A view would not be what the loss depends on.)
+            states = [s[:, :length] for s in states]
+            own = [w[..., :length, :length] for w in own]
+            cross = [w[..., :length, :] for w in cross]
         return StackOutput(
             last_hidden_state=states[-1],
             hidden_states=tuple(states) if output_hidden_states else None,

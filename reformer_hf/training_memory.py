@@ -52,7 +52,7 @@ class MemoryEstimate:
     optimizer: int
     streams: int
     sublayer: int
-    logits: int
+    logits: int = 0
     reserve: int = 0
     held: int = 0
 
@@ -129,13 +129,9 @@ def estimate_memory(
         target = config.max_target_positions if target_length is None else target_length
         parts = _encoder_decoder(model, shape, target)
     else:
-        parts = _language_model(model, shape)
-    return MemoryEstimate(
-        parameters=parameters,
-        gradients=parameters,
-        optimizer=OPTIMIZER_NUMBERS[optimizer] * parameters,
-        **vars(parts),
-    )
+        parts = replace(_of_stack(model.reformer.stack, shape), logits=_head(config, shape))
+    kept = OPTIMIZER_NUMBERS[optimizer] * parameters
+    return replace(parts, parameters=parameters, gradients=parameters, optimizer=kept)
 
 
 def _model_without_weights(
@@ -147,25 +143,9 @@ def _model_without_weights(
         return ReformerForCausalLM(config)
 
 
-@dataclass(frozen=True)
-class _Activations:
-    """The fields of :class:`MemoryEstimate` that depend on the length."""
-
-    streams: int
-    sublayer: int
-    logits: int
-    reserve: int
-    held: int
-
-
-def _language_model(model: ReformerForCausalLM, shape: PassShape) -> _Activations:
-    own = _of_stack(model.reformer.stack, shape)
-    return replace(own, logits=_head(model.config, shape))
-
-
 def _encoder_decoder(
     model: ReformerForConditionalGeneration, shape: PassShape, target_length: int
-) -> _Activations:
+) -> MemoryEstimate:
     """The encoder waits with its streams and its output while the decoder works."""
     config, source = model.config, shape.length
     encoder = _of_stack(model.model.encoder.stack, shape)
@@ -173,8 +153,8 @@ def _encoder_decoder(
     decoder = _of_stack(model.model.decoder.stack, target)
     # The encoder's merged streams before and after the last norm, and the gradient of the latter.
     states = 3 * _STREAM * shape.positions * config.merged_size()
-    return _Activations(
-        streams=encoder.streams,
+    return replace(
+        encoder,
         sublayer=max(encoder.sublayer, decoder.streams + states + decoder.sublayer),
         logits=decoder.streams + states + _head(config, target),
         reserve=encoder.reserve + decoder.reserve,
@@ -182,20 +162,21 @@ def _encoder_decoder(
     )
 
 
-def _of_stack(stack: ReformerStack, shape: PassShape) -> _Activations:
-    """What a stack needs, without a head."""
+def _of_stack(stack: ReformerStack, shape: PassShape) -> MemoryEstimate:
+    """What a stack needs, without its weights and a head."""
     config, depth = stack.config, len(stack.layers)
     stream = _STREAM * shape.positions * config.hidden_size
     footprints = stack.footprints(shape)
     if not config.reversible:
         kept = sum(own.saved for own in footprints)
-        return _Activations(kept, 3 * stream + max(own.working for own in footprints), 0, 0, 0)
+        working = 3 * stream + max(own.working for own in footprints)
+        return MemoryEstimate(0, 0, 0, streams=kept, sublayer=working)
     room = room_to_keep(stack.parameters(), stream)
     reserve = size_of_kept(footprints, choose_kept(footprints, room, stream), stream)
-    return _Activations(
+    return MemoryEstimate(
+        *(0, 0, 0),
         streams=2 * stream,
         sublayer=3 * stream + max(own.recomputed + own.working for own in footprints),
-        logits=0,
         reserve=reserve,
         # Without the last layer's part, which its backward pass takes up first.
         held=reserve * (depth - 1) // depth,

@@ -22,7 +22,8 @@ from transformers import PreTrainedTokenizerFast
 
 from reformer_hf.tokenization import byte_tokenizer, train_bpe_tokenizer
 from training.arguments import exit_code, option, parse_arguments, require_positive
-from training.data import check_text_column, file_kind, read_table, read_text
+from training.data import check_text_column
+from training.data_files import file_kind, read_table, read_text
 from training.models import DEFAULT_VOCAB_SIZE
 
 CHECKED_CHARACTERS = 500_000

@@ -282,12 +282,12 @@ def _check_weights_can_be_returned(x: Tensor, context: ForwardContext) -> None:
 
 def _noting(call: SubLayerCall, weights: dict[type[SubLayer], list[Tensor]]) -> ReversibleStep:
     """A step on the plain path that notes attention weights by the kind of sub-layer."""
+    kind = CrossAttention if isinstance(call.module, CrossAttention) else SelfAttention
 
     def function(x: Tensor) -> Tensor:
         residual, own = call(x)
-        for kind, found in weights.items():
-            if own is not None and isinstance(call.module, kind):
-                found.append(own)
+        if own is not None:
+            weights[kind].append(own)
         return residual
 
     return ReversibleStep(function, ())

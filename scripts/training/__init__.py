@@ -3,10 +3,12 @@
 A script reads as: arguments, data, model, trainer, report.
 
 arguments           what a user may ask for, and how a script refuses it
-data                files and Hub data sets -> splits -> token ids
+data_files          json, jsonl, csv and txt files
+data                files and Hub data sets -> splits -> columns of texts -> token ids
 stdlib_corpus       the data of a run that names none
 models              tokenizer, configuration and model: given ones, or new ones of a preset size
 session             one run: start, training, evaluation, end
+rouge               ROUGE, and what a token is in a language
 scoring             metrics, each next to a baseline
 reporting           tables, samples, loss curve, model card
 

@@ -1,94 +1,34 @@
-"""From data files (json, jsonl, csv, txt; also gzipped) and Hub data sets to token ids.
+"""From data files and Hub data sets to columns of texts and to token ids."""
 
-Files are read through the `datasets` library, which maps them from disk, so they may be larger
-than memory. Its errors name internals; here they become one line that names the file.
-"""
-
-import gzip
-import zlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import pyarrow
 from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetsError
 from transformers import TrainingArguments
 
-from training.arguments import DataTrainingArguments, ModelArguments, require_one_of
+from training.arguments import (
+    DataTrainingArguments,
+    ModelArguments,
+    SummarizationArguments,
+    require_one_of,
+)
+from training.data_files import read_table
 
-_KINDS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".txt": "text"}
-_GZIP = ".gz"
+logger = logging.getLogger(__name__)
 
-
-def file_kind(path: str, accepted: Sequence[str] = ("json", "csv")) -> str:
-    """ "json", "csv" or "text", by the extension of `path` (before ".gz").
-
-    Raises:
-        ValueError: another extension, or a kind that is not in `accepted`.
-    """
-    suffixes = [suffix.lower() for suffix in Path(path).suffixes]
-    if suffixes and suffixes[-1] == _GZIP:
-        suffixes.pop()
-    kind = _KINDS.get(suffixes[-1]) if suffixes else None
-    if kind is None or kind not in accepted:
-        endings = [ending for ending, known in _KINDS.items() if known in accepted]
-        raise ValueError(
-            f"data file: expected one of {', '.join(endings)} (also with {_GZIP}), got {path!r}"
-        )
-    return kind
-
-
-def check_readable(path: str) -> None:
-    """Raise ValueError unless `path` is a file with something in it."""
-    file = Path(path)
-    if not file.is_file():
-        found = "a directory" if file.is_dir() else "nothing"
-        raise ValueError(f"data file: expected a file at {path!r}, got {found}")
-    try:
-        with _opener(path)(path, "rb") as stream:
-            beginning = stream.read(1 << 16)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"data file: cannot read {path!r}: {error}") from error
-    if not beginning.strip():
-        raise ValueError(f"data file: expected records in {path!r}, got an empty file")
-
-
-def _opener(path: str) -> Any:
-    return gzip.open if Path(path).suffix.lower() == _GZIP else open
-
-
-def read_table(path: str, cache_dir: str | None = None) -> Dataset:
-    """The records of a json, jsonl or csv file, with at least one row.
-
-    Raises:
-        ValueError: the file cannot be read, is empty or is malformed.
-    """
-    kind = file_kind(path)
-    check_readable(path)
-    try:
-        table = load_dataset(kind, data_files={"train": path}, split="train", cache_dir=cache_dir)
-    except (DatasetsError, OSError, ValueError, StopIteration, pyarrow.ArrowException) as error:
-        reason = " ".join(str(error.__cause__ or error).split()) or "no records in it"
-        raise ValueError(f"data file: cannot read {path!r} as {kind}: {reason}") from error
-    if len(table) == 0:
-        raise ValueError(f"data file: expected records in {path!r}, got none")
-    return table
-
-
-def read_text(path: str) -> str:
-    """The whole text of a .txt or .txt.gz file in UTF-8.
-
-    Raises:
-        ValueError: the file cannot be read, is empty or is not UTF-8.
-    """
-    check_readable(path)
-    try:
-        # Line ends are kept as they are: they are text to be modelled.
-        with _opener(path)(path, "rt", encoding="utf-8", newline="") as stream:
-            return stream.read()
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise ValueError(f"data file: cannot read {path!r} as UTF-8 text: {error}") from error
+# Columns of well-known summarization data sets whose names do not speak for themselves.
+_KNOWN_COLUMNS = {
+    "big_patent": ("description", "abstract"),
+    "ccdv/arxiv-summarization": ("article", "abstract"),
+    "ccdv/pubmed-summarization": ("article", "abstract"),
+    "cnn_dailymail": ("article", "highlights"),
+    "knkarthick/samsum": ("dialogue", "summary"),
+    "samsum": ("dialogue", "summary"),
+}
+_TEXT_COLUMNS = ("document", "text", "article", "report", "dialogue", "source")
+_SUMMARY_COLUMNS = ("summary", "abstract", "highlights", "target", "headline")
 
 
 def load_splits(data: DataTrainingArguments, model: ModelArguments) -> dict[str, Dataset] | None:
@@ -168,3 +108,57 @@ def tokenize(
             load_from_cache_file=not data.overwrite_cache,
             desc="Tokenizing",
         )
+
+
+def summarization_columns(data: SummarizationArguments, dataset: Dataset) -> tuple[str, str]:
+    """The columns of documents and summaries: the ones named, or those with a telling name.
+
+    Raises:
+        ValueError: a named column does not exist, or no column has a telling name.
+    """
+    known = _KNOWN_COLUMNS.get(data.dataset_name or "")
+    texts = known[:1] if known else _TEXT_COLUMNS
+    summaries = known[1:] if known else _SUMMARY_COLUMNS
+    return (
+        _choose_column(dataset, data.text_column, texts, "text_column"),
+        _choose_column(dataset, data.summary_column, summaries, "summary_column"),
+    )
+
+
+def _choose_column(
+    dataset: Dataset, asked: str | None, candidates: Sequence[str], argument: str
+) -> str:
+    if asked is not None:
+        require_one_of(argument, asked, dataset.column_names)
+        return asked
+    for candidate in candidates:
+        if candidate in dataset.column_names:
+            return candidate
+    raise ValueError(
+        f"{argument}: expected the name of one of the columns {dataset.column_names}, got none, and"
+        f" none of them is called {', '.join(candidates)}"
+    )
+
+
+def select_pairs(dataset: Dataset, columns: tuple[str, str], limit: int | None) -> Dataset:
+    """The first `limit` rows that have both texts, as columns "document" and "summary".
+
+    Raises:
+        ValueError: a column is missing or holds no text, or no row has both.
+    """
+    for column, argument in zip(columns, ("text_column", "summary_column"), strict=True):
+        check_text_column(dataset, column, argument)
+    if columns[0] == columns[1]:
+        raise ValueError(f"summary_column: expected another column than the text's, got {columns}")
+    names = dict(zip(columns, ("document", "summary"), strict=True))
+    pairs = dataset.select_columns(list(columns)).rename_columns(names)
+    complete = pairs.filter(
+        lambda row: bool(row["document"] and row["summary"]), desc="Leaving out empty texts"
+    )
+    if len(complete) == 0:
+        raise ValueError(
+            f"text_column, summary_column: expected rows with both texts, got none of {len(pairs)}"
+        )
+    if len(complete) < len(pairs):
+        logger.warning("Left out %d rows with an empty text", len(pairs) - len(complete))
+    return first_rows(complete, limit)

@@ -19,14 +19,8 @@ from transformers import (
 )
 
 from training.arguments import LanguageModelingArguments, ModelArguments
-from training.data import (
-    check_text_column,
-    file_kind,
-    first_rows,
-    load_splits,
-    needed_splits,
-    read_text,
-)
+from training.data import check_text_column, first_rows, load_splits, needed_splits
+from training.data_files import file_kind, read_text
 from training.models import Task, load_tokenizer, new_config
 from training.reporting import Sample
 from training.scoring import language_modeling_metrics, xz_bits_per_byte

@@ -4,7 +4,6 @@ import functools
 import itertools
 import logging
 import platform
-from collections.abc import Sequence
 from typing import Any
 
 from datasets import Dataset
@@ -17,13 +16,13 @@ from transformers import (
     TrainingArguments,
 )
 
-from training.arguments import ModelArguments, SummarizationArguments, require_one_of
+from training.arguments import ModelArguments, SummarizationArguments
 from training.data import (
-    check_text_column,
-    first_rows,
     load_splits,
     needed_splits,
     required_split,
+    select_pairs,
+    summarization_columns,
     tokenize,
 )
 from training.models import Task, load_tokenizer, new_config
@@ -42,18 +41,6 @@ DEFAULT_DATA = (
     f"Python {platform.python_version()} standard library: source code of modules and classes,"
     " docstring taken out, and that docstring as the summary"
 )
-
-# Columns of well-known summarization data sets whose names do not speak for themselves.
-_KNOWN_COLUMNS = {
-    "big_patent": ("description", "abstract"),
-    "ccdv/arxiv-summarization": ("article", "abstract"),
-    "ccdv/pubmed-summarization": ("article", "abstract"),
-    "cnn_dailymail": ("article", "highlights"),
-    "knkarthick/samsum": ("dialogue", "summary"),
-    "samsum": ("dialogue", "summary"),
-}
-_TEXT_COLUMNS = ("document", "text", "article", "report", "dialogue", "source")
-_SUMMARY_COLUMNS = ("summary", "abstract", "highlights", "target", "headline")
 
 
 def load_pairs(
@@ -75,60 +62,6 @@ def load_pairs(
         found = required_split(raw, split, argument)
         pairs[split] = select_pairs(found, summarization_columns(data, found), limit)
     return pairs
-
-
-def summarization_columns(data: SummarizationArguments, dataset: Dataset) -> tuple[str, str]:
-    """The columns of documents and summaries: the ones named, or those with a telling name.
-
-    Raises:
-        ValueError: a named column does not exist, or no column has a telling name.
-    """
-    known = _KNOWN_COLUMNS.get(data.dataset_name or "")
-    texts = known[:1] if known else _TEXT_COLUMNS
-    summaries = known[1:] if known else _SUMMARY_COLUMNS
-    return (
-        _choose_column(dataset, data.text_column, texts, "text_column"),
-        _choose_column(dataset, data.summary_column, summaries, "summary_column"),
-    )
-
-
-def _choose_column(
-    dataset: Dataset, asked: str | None, candidates: Sequence[str], argument: str
-) -> str:
-    if asked is not None:
-        require_one_of(argument, asked, dataset.column_names)
-        return asked
-    for candidate in candidates:
-        if candidate in dataset.column_names:
-            return candidate
-    raise ValueError(
-        f"{argument}: expected the name of one of the columns {dataset.column_names}, got none, and"
-        f" none of them is called {', '.join(candidates)}"
-    )
-
-
-def select_pairs(dataset: Dataset, columns: tuple[str, str], limit: int | None) -> Dataset:
-    """The first `limit` rows that have both texts, as columns "document" and "summary".
-
-    Raises:
-        ValueError: a column is missing or holds no text, or no row has both.
-    """
-    for column, argument in zip(columns, ("text_column", "summary_column"), strict=True):
-        check_text_column(dataset, column, argument)
-    if columns[0] == columns[1]:
-        raise ValueError(f"summary_column: expected another column than the text's, got {columns}")
-    names = dict(zip(columns, ("document", "summary"), strict=True))
-    pairs = dataset.select_columns(list(columns)).rename_columns(names)
-    complete = pairs.filter(
-        lambda row: bool(row["document"] and row["summary"]), desc="Leaving out empty texts"
-    )
-    if len(complete) == 0:
-        raise ValueError(
-            f"text_column, summary_column: expected rows with both texts, got none of {len(pairs)}"
-        )
-    if len(complete) < len(pairs):
-        logger.warning("Left out %d rows with an empty text", len(pairs) - len(complete))
-    return first_rows(complete, limit)
 
 
 def encode_pairs(

@@ -8,7 +8,8 @@ import pytest
 from datasets import Dataset
 
 from training.arguments import DataTrainingArguments, ModelArguments
-from training.data import file_kind, load_splits, read_table, read_text, required_split
+from training.data import load_splits, required_split
+from training.data_files import file_kind, read_table, read_text
 
 ROWS = [{"id": 1, "document": "long text", "summary": "text"}, {"document": "b", "summary": "c"}]
 

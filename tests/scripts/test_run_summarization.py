@@ -15,7 +15,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 import run_summarization
 from reformer_hf import ReformerForConditionalGeneration
 from training.arguments import SummarizationArguments
-from training.summarization import select_pairs, summarization_columns
+from training.data import select_pairs, summarization_columns
 
 SCRIPT = Path(run_summarization.__file__).resolve()
 LENGTHS = ["--max_source_length", "48", "--max_target_length", "8", "--vocab_size", "300"]

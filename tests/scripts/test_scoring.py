@@ -10,19 +10,15 @@ from rouge_score import rouge_scorer
 from transformers import EvalPrediction
 
 from reformer_hf.tokenization import byte_tokenizer
+from training.rouge import Rouge, compute_rouge, is_chinese, resolve_language, tokenizer_for
 from training.scoring import (
     ClassificationScorer,
     LeadBaseline,
-    Rouge,
     SummaryScorer,
     accuracy,
-    compute_rouge,
-    is_chinese,
     language_modeling_metrics,
     macro_f1,
     majority_class,
-    resolve_language,
-    tokenizer_for,
     xz_bits_per_byte,
 )
 

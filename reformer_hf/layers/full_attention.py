@@ -41,6 +41,10 @@ class FullSelfAttention(QueryKeyValueAttention):
     needed to hide it.
     """
 
+    def draws(self) -> bool:
+        dropout = self.config.full_attention_probs_dropout_prob
+        return super().draws() or (self.training and dropout > 0.0)
+
     def attend(self, context: ForwardContext, *heads: Tensor) -> Tensor:
         """Full attention of ``query``, ``key`` and ``value`` heads."""
         query, key, value = heads
@@ -124,6 +128,9 @@ class CrossAttention(SubLayer):
     @property
     def last_module(self) -> nn.Module:
         return self.output
+
+    def draws(self) -> bool:
+        return super().draws() or (self.training and self.attention_dropout > 0.0)
 
     def hidden(self, x: Tensor, *inputs: Tensor, context: ForwardContext | None) -> WithWeights:
         """Attention output of all heads ``[B, H, N, D]``, and the weights if asked for.

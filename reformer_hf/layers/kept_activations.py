@@ -37,7 +37,9 @@ def room_to_keep(parameters: Iterable[nn.Parameter], stream: int) -> int:
         p.numel() * p.element_size()
         for p in parameters
         # With a hook, an optimizer may use up every gradient at once.
-        if p.requires_grad and p.grad is None and not p._post_accumulate_grad_hooks
+        if p.requires_grad
+        and not (p.is_leaf and p.grad is not None)
+        and not p._post_accumulate_grad_hooks
     )
     return max(gradients, min(_STREAMS * stream, _BYTES))
 

@@ -14,9 +14,11 @@ from typing import Any, ClassVar, NoReturn, cast
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.nn.modules.dropout import _DropoutNd
 
 from reformer_hf.layers.context import ForwardContext
 from reformer_hf.layers.footprint import Footprint, PassShape
+from reformer_hf.layers.module_state import ModuleState
 from reformer_hf.ops.reversible import ReversibleStep, Take
 
 # What the last module reads, or a residual; and attention weights if they were asked for.
@@ -86,6 +88,10 @@ class SubLayer(nn.Module):
         """The residual alone, without calling the module."""
         return _with_weights(SubLayer.forward(self, x, *inputs, context=context))[0]
 
+    def draws(self) -> bool:
+        """Whether a call draws random numbers from torch's global generators."""
+        return any(isinstance(m, _DropoutNd) and m.training and m.p > 0.0 for m in self.modules())
+
     # ---- without the last product ----
 
     def last_product(self) -> int:
@@ -131,21 +137,25 @@ class SubLayer(nn.Module):
         def function(x: Tensor, *inputs: Tensor) -> Tensor:
             return _with_weights(self(x, *inputs, context=context))[0]
 
-        parameters, chunk_size = tuple(self.parameters()), self.chunk_size(x)
-        sharded = any(isinstance(part, FSDPModule) for part in self.modules())
-        if not sharded and not any(map(_is_zero3, parameters)):
-            without_values = None
-            if self.last_product():
-                without_values = partial(self._without_values, context=context)
-            return ReversibleStep(
-                function, parameters, inputs, chunk_size, without_values=without_values
-            )
+        parts, chunk_size = list(self.modules()), self.chunk_size(x)
+        if any(isinstance(p, FSDPModule) for p in parts) or any(map(_is_zero3, self.parameters())):
 
-        def host(token: Tensor, take: Take) -> None:
-            self._check_sharding()
-            self(token, context=context, take=take)
+            def host(token: Tensor, take: Take) -> None:
+                self._check_sharding()
+                self(token, context=context, take=take)
 
-        return ReversibleStep(function, (), inputs, chunk_size, host)
+            as_it_was = ModuleState(self, parts, weights=False).reinstated
+            return ReversibleStep(function, (), inputs, chunk_size, host, as_it_was=as_it_was)
+        state = ModuleState(self, parts)
+        without_values = None
+        if self.last_product():
+            without_values = partial(self._without_values, context=context)
+        return ReversibleStep(
+            *(function, state.parameters, inputs, chunk_size),
+            without_values=without_values,
+            as_it_was=state.reinstated,
+            draws=self.draws(),
+        )
 
     def _check_sharding(self) -> None:
         """Make sure that the weights will be there in the backward pass of a reversible step.

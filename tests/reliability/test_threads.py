@@ -82,18 +82,13 @@ def test_a_backward_pass_that_would_compute_something_else_is_refused() -> None:
     loss = model(**head.batch(2, 40)).loss
     first = model.reformer.stack.layers[0].attention
     first.register_forward_pre_hook(lambda *_: torch.rand(3).sum() and None)
-    with pytest.raises(RuntimeError, match="must compute what the forward pass computed"):
+    with pytest.raises(RuntimeError, match=r"step 0 .* did not draw the random numbers"):
         loss.backward()
 
 
 @pytest.mark.usefixtures("no_room")
-@pytest.mark.parametrize(
-    ("keeps", "message"),
-    [(True, "a weight of step 1 .* was changed in place"), (False, "were weights changed in")],
-)
-def test_weights_that_change_before_the_backward_pass_are_noticed(
-    keeps: bool, message: str
-) -> None:
+@pytest.mark.parametrize("keeps", [True, False])
+def test_weights_that_change_before_the_backward_pass_are_noticed(keeps: bool) -> None:
     head = HEAD_OF["causal_lm"]
     model = head.build()
     for parameter in model.parameters():
@@ -102,5 +97,5 @@ def test_weights_that_change_before_the_backward_pass_are_noticed(
     loss = model(**head.batch(2, 40)).loss
     with torch.no_grad():
         model.reformer.stack.layers[0].feed_forward.inner.weight.mul_(2.0)
-    with pytest.raises(RuntimeError, match=message):
+    with pytest.raises(RuntimeError, match=r"the weight `inner\.weight` .* was changed in place"):
         loss.backward()

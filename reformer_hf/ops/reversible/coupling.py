@@ -13,7 +13,7 @@ pass, and collect the gradients after it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,9 +24,9 @@ from reformer_hf.ops.kept_results import KeptResults
 from reformer_hf.ops.precision import widen
 from reformer_hf.ops.reversible.grid import float_of, from_steps
 from reformer_hf.ops.reversible.range_gauge import RangeGauge
-from reformer_hf.ops.reversible.replay_state import ReplayState
+from reformer_hf.ops.reversible.replay_state import ReplayState, fingerprint
 from reformer_hf.ops.reversible.residual_sums import add, subtract
-from reformer_hf.ops.reversible.step import NOTHING, Keep, ReversibleStep
+from reformer_hf.ops.reversible.step import Keep, ReversibleStep
 from reformer_hf.ops.reversible.tape import StreamTape
 
 # Places of the source, of the token, and of the first input among the arguments of the Function.
@@ -54,12 +54,13 @@ class Coupling(torch.autograd.Function):
         num_inputs = ctx.num_inputs = len(step.inputs)
         inputs, ctx.parameters = tensors[:num_inputs], tensors[num_inputs:]
         kept_stream = tape.keep(index) if keep.stream else None
-        ctx.versions = [p._version for p in ctx.parameters] if keep != NOTHING else []
+        # The weights of a host are gathered anew for the backward pass.
+        ctx.versions = [p._version for p in ctx.parameters] if step.host is None else None
         ctx.step = replace(step, parameters=(), inputs=(), host=None)
         ctx.state = ReplayState.capture(source.device)
         ctx.results = KeptResults() if keep.results else None
         recording = ctx.results.record() if ctx.results else contextlib.nullcontext(())
-        with ctx.state.autocast_uncached(), recording as results:
+        with ctx.state.uncached(), recording as results:
             if gauge is None:
                 added = join([step.function(source[:, s], *inputs) for s in _spans(step, source)])
                 out = tape.stored[index % 2] + added
@@ -72,6 +73,7 @@ class Coupling(torch.autograd.Function):
                     added = step.function(source[:, span], *inputs)
                     add(stored[:, span], added, gauge, total[:, span], out[:, span])
                 tape.replace(index, total)
+        ctx.drawn = fingerprint(source.device) if step.draws else None
         ctx.save_for_backward(kept_stream, *inputs, *results)
         tape.position = index + 1
         return out
@@ -88,8 +90,6 @@ class Coupling(torch.autograd.Function):
             for x, n in zip(saved[: ctx.num_inputs], need, strict=False)
         ]
         results = saved[ctx.num_inputs :]
-        if kept_stream is not None or results:
-            _check_versions(ctx.parameters, ctx.versions, index)
         source, out = tape.stored[1 - index % 2], tape.stored[index % 2]
         if kept_stream is not None:
             function, target = step.without_values or step.function, kept_stream
@@ -102,7 +102,8 @@ class Coupling(torch.autograd.Function):
         totals: list[Tensor | None] = [None] * len(wanted)
         grad_source = torch.empty_like(grad_out) if need_source else None
         replaying = ctx.results.replay(results) if ctx.results else contextlib.nullcontext()
-        with ctx.state.replay(), replaying:
+        with ctx.state.replay(), replaying, step.as_it_was(), _requiring_gradients(wanted):
+            _check_versions(ctx.parameters, ctx.versions, index)
             for span in _spans(step, source):
                 x = from_steps(source[:, span], grid).detach().requires_grad_(need_source)
                 with torch.enable_grad():
@@ -124,6 +125,8 @@ class Coupling(torch.autograd.Function):
                     else:
                         grad_source[:, span] = 0.0 if own is None else own
                 totals = [_accumulate(t, g) for t, g in zip(totals, grads, strict=True)]
+            if ctx.drawn is not None:
+                ctx.state.check_drawn(ctx.drawn, index)
         tape.replace(index, target, owned=kept_stream is None)
         tape.position = index
         if index == 0:
@@ -143,6 +146,19 @@ class Coupling(torch.autograd.Function):
         )
 
 
+@contextlib.contextmanager
+def _requiring_gradients(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Weights that were frozen since the forward pass take part in what it recorded."""
+    frozen = [t for t in tensors if not t.requires_grad]
+    for t in frozen:
+        t.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for t in frozen:
+            t.requires_grad_(False)
+
+
 def _spans(step: ReversibleStep, x: Tensor) -> list[slice]:
     return step.spans(x.shape[1])
 
@@ -156,12 +172,16 @@ def _check_position(tape: StreamTape, index: int) -> None:
         )
 
 
-def _check_versions(parameters: Sequence[Tensor], versions: Sequence[int], index: int) -> None:
-    if [p._version for p in parameters] != versions:
-        raise RuntimeError(
-            f"a weight of step {index} of the reversible stack was changed in place between "
-            "the forward and the backward pass, which needs the one that the forward pass used"
-        )
+def _check_versions(
+    parameters: Sequence[Tensor], versions: Sequence[int] | None, index: int
+) -> None:
+    for parameter, version in zip(parameters, versions or (), strict=False):
+        if parameter._version != version:
+            raise RuntimeError(
+                f"a weight {list(parameter.shape)} of step {index} of the reversible stack was "
+                "changed in place between the forward and the backward pass, which must compute "
+                "what the forward pass computed"
+            )
 
 
 def _accumulate(total: Tensor | None, grad: Tensor | None) -> Tensor | None:

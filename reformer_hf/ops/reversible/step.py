@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,8 @@ class ReversibleStep:
 
     Attributes:
         function: ``f(x, *inputs)`` with ``x`` ``[B, N, d]``; must return ``[B, N, d]``, keep no
-            reference to ``inputs``, and depend on nothing that changes before the backward pass.
+            reference to ``inputs``, and depend on nothing that changes before the backward pass but
+            what ``as_it_was`` brings back.
         parameters: the parameters that ``function`` uses.
         inputs: further tensors that may need gradients (an encoder's output, say).
         chunk_size: if positive, ``function`` works position by position and is called on slices of
@@ -26,6 +28,10 @@ class ReversibleStep:
         host: ``host(token, take)`` brings the parameters in and calls ``take`` (see ``Take``) once,
             with a 0-d tensor that depends on ``token``. What it passes stands in for ``function``
             and ``parameters``. The token's gradient comes after those of the parameters.
+        as_it_was: the context in which ``function`` finds its modules as the forward pass found
+            them; by default nothing changes them.
+        draws: ``function`` draws random numbers, the same ones in the recomputation. Where it does
+            not, other threads may draw some meanwhile.
         without_values: ``function`` for the backward pass where the earlier stream was kept: what
             it returns has the gradients of the function's result, its shape and dtype, but not its
             values, which nobody needs then. ``None``: ``function`` itself is called.
@@ -37,6 +43,8 @@ class ReversibleStep:
     chunk_size: int = 0
     host: Callable[[Tensor, Take], object] | None = None
     without_values: Callable[..., Tensor] | None = None
+    as_it_was: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+    draws: bool = False
 
     def spans(self, length: int) -> list[slice]:
         """The slices of ``length`` positions on which the function is called."""

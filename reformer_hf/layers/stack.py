@@ -226,7 +226,7 @@ class ReformerStack(nn.Module):
         if output_attentions:
             steps = [[_noting(call, weights) for call in layer] for layer in calls]
         else:
-            steps = [[call.step(x) for call in layer] for layer in calls]
+            steps = [[call.step(x, streams.recomputing) for call in layer] for layer in calls]
         kept = [Keep()] * sum(map(len, steps))
         if streams.recomputing:
             source = 0 if encoder_states is None else encoder_states.shape[1]

@@ -19,6 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from reformer_hf.layers.context import ForwardContext
 from reformer_hf.layers.footprint import Footprint, PassShape
 from reformer_hf.layers.module_state import ModuleState
+from reformer_hf.ops.first_order import first_order_only
 from reformer_hf.ops.reversible import ReversibleStep, Take
 
 # What the last module reads, or a residual; and attention weights if they were asked for.
@@ -190,13 +191,15 @@ class SubLayerCall:
         """The residual and attention weights, by plain autograd."""
         return _with_weights(self.module(x, *self.inputs, context=self.context))
 
-    def residual(self, x: Tensor) -> Tensor:
-        """The residual alone."""
-        return self(x)[0]
+    def residual(self, x: Tensor, *inputs: Tensor) -> Tensor:
+        """The residual alone, of :attr:`inputs` unless others are given."""
+        return _with_weights(self.module(x, *(inputs or self.inputs), context=self.context))[0]
 
-    def step(self, x: Tensor) -> ReversibleStep:
-        """The same as a step of the engine, on streams that start as ``x``."""
-        return self.module.step(x, self.context, self.inputs)
+    def step(self, x: Tensor, recomputed: bool) -> ReversibleStep:
+        """The same as a step on streams that start as ``x``, to be computed again or not."""
+        if recomputed:
+            return self.module.step(x, self.context, self.inputs)
+        return ReversibleStep(self.residual, (), self.inputs, self.module.chunk_size(x))
 
 
 def _with_weights(returned: Tensor | WithWeights) -> WithWeights:
@@ -214,7 +217,7 @@ class _LinearGradients(torch.autograd.Function):
         return x.new_zeros((*x.shape[:-1], weight.shape[0]))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order_only("set `config.reversible=False`")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         need_x, need_weight, need_bias = ctx.needs_input_grad

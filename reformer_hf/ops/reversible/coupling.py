@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reformer_hf.ops.first_order import first_order_only
 from reformer_hf.ops.kept_results import KeptResults
 from reformer_hf.ops.precision import widen
 from reformer_hf.ops.reversible.grid import float_of, from_steps
@@ -79,7 +80,7 @@ class Coupling(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order_only("set `config.reversible=False`")
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         tape, index, grid, step = ctx.tape, ctx.index, ctx.grid, ctx.step
         _check_position(tape, index)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reformer_hf.ops.first_order import refuse_transforms
 from reformer_hf.ops.reversible.coupling import Coupling, join
 from reformer_hf.ops.reversible.range_gauge import RangeGauge
 from reformer_hf.ops.reversible.residual_sums import EnterGrid, ExactAdd
@@ -25,6 +26,7 @@ def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     What a graph computes in the forward pass would not be, bit for bit, what the backward pass
     restores.
     """
+    refuse_transforms("set `config.reversible=False` and `config.exact_reversible=False`")
     return function.apply(*arguments)
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from transformers.utils import ModelOutput
 
 from reformer_hf.configuration_reformer import ReformerConfig, ReformerSeq2SeqConfig
 from reformer_hf.layers.chunk_pattern import arrange_for_chunks
@@ -24,6 +27,9 @@ from reformer_hf.layers.norm import StreamLayerNorm
 from reformer_hf.layers.self_attention import MAX_LENGTH_WITH_ATTENTIONS, SelfAttention
 from reformer_hf.layers.sub_layer import SubLayer, SubLayerCall, raise_wrong_sharding
 from reformer_hf.ops.reversible import DecodingStreams, Keep, ResidualStreams, ReversibleStep
+
+logger = logging.getLogger(__name__)
+_said: list[str] = []
 
 # Bytes of a number of a stored stream, unless the model works in fp64.
 _STORED_BYTES = 4
@@ -77,6 +83,23 @@ class ReformerLayer(nn.Module):
         parts = (self.attention, self.cross_attention, self.feed_forward)
         return [part for part in parts if part is not None]
 
+    def forward(self, merged: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
+        """Called only where somebody watches the layer.
+
+        Args:
+            merged: the merged streams before the layer; a hook may exchange them.
+            run: runs the sub-layers on streams that merge to what it is given.
+
+        Returns:
+            The merged streams after the layer, ``[B, N, merged_size]``; a hook may exchange them.
+        """
+        return run(merged)
+
+    def watched(self) -> bool:
+        """Whether somebody's hook looks at the layer itself."""
+        forward = self._forward_hooks or self._forward_pre_hooks
+        return bool(forward or self._backward_hooks or self._backward_pre_hooks)
+
     def check_sharding(self) -> None:
         """Make sure that weights will be there when a sub-layer is called.
 
@@ -89,8 +112,8 @@ class ReformerLayer(nn.Module):
             raise_wrong_sharding("FullyShardedDataParallel", "that is FSDP1")
 
 
-@dataclass(frozen=True)
-class StackOutput:
+@dataclass
+class StackOutput(ModelOutput):
     """What a stack computes.
 
     Attributes:
@@ -102,9 +125,9 @@ class StackOutput:
     """
 
     last_hidden_state: Tensor
-    hidden_states: tuple[Tensor, ...] | None
-    attentions: tuple[Tensor, ...] | None
-    cross_attentions: tuple[Tensor, ...] | None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
 
 
 class ReformerStack(nn.Module):
@@ -159,7 +182,14 @@ class ReformerStack(nn.Module):
             for step, own in zip(steps, self.footprints(shape), strict=True)
         ]
         stream = x.numel() * shape.stream_width
-        return choose_kept(footprints, room_to_keep(self.parameters(), stream), stream)
+        kept = choose_kept(footprints, room_to_keep(self.parameters(), stream), stream)
+        layers = cast("list[ReformerLayer]", self.layers)
+        parts = [part for layer in layers for part in layer.sub_layers()]
+        for k, (step, part) in enumerate(zip(steps, parts, strict=True)):
+            if step.host is None and part.watched():
+                # What somebody looks at is computed once, and has a history.
+                return [*kept[:k], *[Keep(activations=True)] * (len(steps) - k)]
+        return kept
 
     def _merge(self, first: Tensor, second: Tensor) -> Tensor:
         if self.config.stream_merge == "concat":
@@ -204,44 +234,20 @@ class ReformerStack(nn.Module):
         if config.attention_pattern == "chunk" and (cache is None or cache.timeline.empty):
             x, context = arrange_for_chunks(x, context, config, self.kinds)
         layers = cast("list[ReformerLayer]", self.layers)
-        calls = [layer.calls(context, encoder_states) for layer in layers]
         if cache is not None and not output_hidden_states and not output_attentions:
             few = x.shape[1] <= _FEW_TOKENS and x.shape[1] == length
-            if few and not torch.is_grad_enabled():
-                return StackOutput(self._normalize(self._decode(x, calls)), None, None, None)
+            if few and not torch.is_grad_enabled() and not any(r.watched() for r in layers):
+                merged = self._decode(x, [layer.calls(context, encoder_states) for layer in layers])
+                return StackOutput(self._normalize(merged))
 
-        # What a step puts into a cache must not be put there again by a recomputation, and weights
-        # that are returned must stay connected to what was computed from them.
-        once = output_attentions or cache is not None
-        checkpointing = self.gradient_checkpointing and self.training and not once
-        streams = ResidualStreams(
-            x,
-            reversible=config.reversible and not once,
-            grid=self._grid,
-            checkpoint=self._gradient_checkpointing_func if checkpointing else None,
-        )
-        for layer in layers:
-            layer.check_sharding()
-        weights: dict[type[SubLayer], list[Tensor]] = {SelfAttention: [], CrossAttention: []}
-        if output_attentions:
-            steps = [[_noting(call, weights) for call in layer] for layer in calls]
-        else:
-            steps = [[call.step(x, streams.recomputing) for call in layer] for layer in calls]
-        kept = [Keep()] * sum(map(len, steps))
-        if streams.recomputing:
-            source = 0 if encoder_states is None else encoder_states.shape[1]
-            kept = self._choose_kept([*chain(*steps)], x, context, source)
-        coming = iter(kept)
-        states: list[Tensor] = []
-        for layer_steps in steps:
-            if output_hidden_states:
-                states.append(self._merge(*streams.read()) if states else self._start(streams))
-            for step in layer_steps:
-                streams.add(step, next(coming))
-        merged = self._merge(*streams.read())
-        if self.training:
-            streams.check_range()
-        states.append(self._normalize(merged))
+        run = partial(self._run, x, context, encoder_states, output_hidden_states)
+        try:
+            states, weights = run(self._grid)
+        except OverflowError as error:
+            if cache is not None:
+                raise  # its tokens are stored already
+            _say_once_that_sums_are_plain(str(error))
+            states, weights = run(None)
         own, cross = weights[SelfAttention], weights[CrossAttention]
         if x.shape[1] > length:
             # Only the chunk pattern adds positions. (A view would not be what the loss depends on.)
@@ -255,6 +261,69 @@ class ReformerStack(nn.Module):
             cross_attentions=tuple(cross) if cross else None,
         )
 
+    def _run(
+        self,
+        x: Tensor,
+        context: ForwardContext,
+        encoder_states: Tensor | None,
+        output_hidden_states: bool,
+        grid: float | None,
+    ) -> tuple[list[Tensor], dict[type[SubLayer], list[Tensor]]]:
+        """The merged streams where they are asked for and at the end, and attention weights.
+
+        Raises:
+            OverflowError: in training, a stream outgrew the range that a grid leaves it.
+        """
+        # What a step puts into a cache must not be put there again by a recomputation, and weights
+        # that are returned must stay connected to what was computed from them.
+        once = context.output_attentions or context.cache is not None
+        checkpointing = self.gradient_checkpointing and self.training and not once
+        streams = ResidualStreams(
+            x,
+            reversible=self.config.reversible and not once,
+            grid=grid,
+            checkpoint=self._gradient_checkpointing_func if checkpointing else None,
+        )
+        layers = cast("list[ReformerLayer]", self.layers)
+        for layer in layers:
+            layer.check_sharding()
+        calls = [layer.calls(context, encoder_states) for layer in layers]
+        weights: dict[type[SubLayer], list[Tensor]] = {SelfAttention: [], CrossAttention: []}
+        if context.output_attentions:
+            steps = [[_noting(call, weights) for call in layer] for layer in calls]
+        else:
+            steps = [[call.step(x, streams.recomputing) for call in layer] for layer in calls]
+        kept = [Keep()] * sum(map(len, steps))
+        if streams.recomputing:
+            source = 0 if encoder_states is None else encoder_states.shape[1]
+            kept = self._choose_kept([*chain(*steps)], x, context, source)
+        coming, states = iter(kept), list[Tensor]()
+        for layer, layer_steps in zip(layers, steps, strict=True):
+            if output_hidden_states:
+                states.append(self._merge(*streams.read()) if states else self._start(streams))
+            add = partial(_add_all, streams, [(step, next(coming)) for step in layer_steps])
+            if layer.watched():
+                self._call(layer, streams, add)
+            else:
+                add()
+        merged = self._merge(*streams.read())
+        if self.training:
+            streams.check_range()
+        return [*states, self._normalize(merged)], weights
+
+    def _call(
+        self, layer: ReformerLayer, streams: ResidualStreams, add: Callable[[], None]
+    ) -> None:
+        """Run a layer within a call of its module, whose hooks see the merged streams."""
+        concat = self.config.stream_merge == "concat"
+
+        def run(merged: Tensor) -> Tensor:
+            streams.replace_merged(merged, concat)
+            add()
+            return self._merge(*streams.read())
+
+        streams.replace_merged(layer(self._merge(*streams.read()), run), concat)
+
     @property
     def _grid(self) -> float | None:
         return self.config.residual_grid if self.config.exact_reversible else None
@@ -265,6 +334,17 @@ class ReformerStack(nn.Module):
         for call in chain(*calls):
             streams.add(call.residual)
         return self._merge(*streams.read())
+
+
+def _add_all(streams: ResidualStreams, steps: list[tuple[ReversibleStep, Keep]]) -> None:
+    for step, keep in steps:
+        streams.add(step, keep)
+
+
+def _say_once_that_sums_are_plain(error: str) -> None:
+    if not _said:
+        _said.append(error)
+        logger.warning("%s; the pass was computed again without rounding to the grid", error)
 
 
 def _check_weights_can_be_returned(x: Tensor, context: ForwardContext) -> None:

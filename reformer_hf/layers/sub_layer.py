@@ -89,6 +89,10 @@ class SubLayer(nn.Module):
         """The residual alone, without calling the module."""
         return _with_weights(SubLayer.forward(self, x, *inputs, context=context))[0]
 
+    def watched(self) -> bool:
+        """Whether somebody's hook looks at what a module in here is given or returns."""
+        return any(m._forward_hooks or m._forward_pre_hooks for m in self.modules())
+
     def draws(self) -> bool:
         """Whether a call draws random numbers from torch's global generators."""
         return any(isinstance(m, _DropoutNd) and m.training and m.p > 0.0 for m in self.modules())
@@ -102,10 +106,8 @@ class SubLayer(nn.Module):
         somebody looks at what a module returns.
         """
         last = self._last_modules()[-1]
-        watched = any(
-            m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in self.modules()
-        )
-        if type(last) is not nn.Linear or watched:
+        patched = any("forward" in vars(m) for m in self.modules())
+        if type(last) is not nn.Linear or patched or self.watched():
             return 0
         return last.in_features * last.out_features
 

@@ -23,6 +23,7 @@ from reformer_hf.ops.kept_results import KeptResults
 from reformer_hf.ops.reversible import Keep
 from reformer_hf.ops.windowed_attention import operators
 from reformer_hf.ops.windowed_attention.call import WindowedAttentionCall
+from tests.layers.note_calls import note_calls
 
 LAYERS = ["lsh", "local", "full"]
 
@@ -56,7 +57,8 @@ def count_calls(model: ReformerForCausalLM) -> list[str]:
     calls: list[str] = []
     for name, module in model.named_modules():
         if isinstance(module, FeedForward | SelfAttention):
-            module.register_forward_hook(lambda *_, name=name: calls.append(name))
+            # Not by a hook: what somebody watches is computed once.
+            note_calls(module, lambda name=name: calls.append(name))
     return calls
 
 

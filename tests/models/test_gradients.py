@@ -154,13 +154,15 @@ def test_gradient_hooks_of_a_layer_fire_once_and_from_last_to_first() -> None:
     assert layers == sorted(layers, reverse=True)
 
 
-def test_forward_hooks_on_sub_modules_see_every_pass() -> None:
+def test_what_forward_hooks_see_is_computed_once_and_has_a_history() -> None:
     head = HEAD_OF["causal_lm"]
     model = head.build(hidden_dropout_prob=0.0, hash_seed=1)
     seen: list[torch.Tensor] = []
     layer = model.reformer.stack.layers[0].feed_forward
-    layer.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
-    head.objective(model(**head.batch(2, 20))).backward()
-    # Once forward, once for the recomputation.
-    assert len(seen) == 2
-    assert torch.equal(*seen)
+    layer.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    loss = head.objective(model(**head.batch(2, 20)))
+    (activation,) = seen
+    (gradient,) = torch.autograd.grad(loss, activation, retain_graph=True)
+    assert gradient.any()
+    loss.backward()
+    assert len(seen) == 1

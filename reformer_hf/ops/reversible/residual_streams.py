@@ -152,6 +152,31 @@ class ResidualStreams:
             self._streams = list(self.read())
         self._stored, self._tape = list(self._stored), None
 
+    def replace_merged(self, merged: Tensor, concat: bool) -> None:
+        """Go on with streams that merge to another tensor, through which all gradients pass.
+
+        With ``m`` the mean of the streams and ``d`` half their difference, they become ``m' + d``
+        and ``m' - d``: where ``m' = m`` the streams and their gradients are what they were, and the
+        gradient of ``m'`` is that of both. What comes is not recomputed.
+
+        Args:
+            merged: ``[B, N, d]``, in the place of the mean; or ``[B, N, 2 d]``, in that of both.
+            concat: the latter.
+        """
+        if self._tape is not None:
+            self._leave_tape()
+        first, second = self._streams
+        half = (first - second) * 0.5
+        parts = merged.chunk(2, dim=-1) if concat else (merged + half, merged - half)
+        for turn, part in enumerate(parts):
+            stream, moved = self._streams[turn], (part - self._streams[turn]).detach()
+            if self._gauge is None:
+                moved_stream = stream.detach() + moved
+            else:
+                arguments = (self._stored[turn], stream, moved, self._gauge)
+                self._stored[turn], moved_stream = ExactAdd.compute(*arguments)
+            self._streams[turn] = moved_stream.detach() + (part - part.detach())
+
     def read(self) -> tuple[Tensor, Tensor]:
         """The streams as they are now; gradients may flow into them.
 

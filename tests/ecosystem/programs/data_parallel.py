@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, distributed, nn
 
 from tests.ecosystem.recipes import ACCUMULATED, DATA_PARALLEL_HEADS, ROWS, model_and_batch
+from tests.layers.note_calls import note_calls
 from tests.models.builders import gradients
 
 
@@ -49,9 +50,7 @@ def order_of_events(accelerator: Accelerator) -> list[tuple[str, int]]:
 
     ddp.register_comm_hook(None, communicate)
     for index, layer in enumerate(model.reformer.stack.layers):
-        layer.attention.register_forward_pre_hook(
-            lambda *_, index=index: events.append(("layer", index))
-        )
+        note_calls(layer.attention, lambda index=index: events.append(("layer", index)))
     for _ in range(2):  # after the first pass DDP arranges buckets as gradients became ready
         loss = ddp(**batch).loss
         events.clear()

@@ -8,7 +8,7 @@ it calls no module again; a recomputation has to find what the forward pass foun
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,21 +24,20 @@ class ModuleState:
 
     Args:
         root: the module that is called.
-        parts: all modules in it, itself included.
         weights: false where somebody else (FSDP2) brings the weights in and takes them out again.
 
     Raises:
         RuntimeError: in :meth:`reinstated`, if a weight was changed in place.
     """
 
-    def __init__(self, root: nn.Module, parts: Sequence[nn.Module], weights: bool = True) -> None:
-        self._root = root
+    def __init__(self, root: nn.Module, weights: bool = True) -> None:
+        self._root, parts = root, list(root.modules())
         left_out = _INTERNALS if weights else _INTERNALS | {"_parameters"}
         objects: list[object] = [*parts, *filter(None, [getattr(root, "config", None)])]
         self._contents = [_Contents(vars(one), left_out) for one in objects]
         own = [p for part in parts for p in part._parameters.values() if p is not None]
-        self.parameters = tuple({id(p): p for p in own}.values())
-        self._marks = [_mark(p) for p in self.parameters] if weights else []
+        self._parameters = tuple({id(p): p for p in own}.values())
+        self._marks = [_mark(p) for p in self._parameters] if weights else []
         # Buffers that a call changes (running statistics, power iterations) change in place.
         buffers = [b for part in parts for b in part._buffers.values() if b is not None]
         self._buffers = [(b, b._version, b.detach().clone()) for b in buffers if root.training]
@@ -46,7 +45,7 @@ class ModuleState:
     @contextlib.contextmanager
     def reinstated(self) -> Iterator[None]:
         """The modules as they were; what they are now comes back after."""
-        for parameter, mark in zip(self.parameters, self._marks, strict=False):
+        for parameter, mark in zip(self._parameters, self._marks, strict=False):
             if _mark(parameter) != mark:
                 self._refuse(parameter)
         with contextlib.ExitStack() as back:

@@ -274,6 +274,8 @@ class ReformerStack(nn.Module):
         Raises:
             OverflowError: in training, a stream outgrew the range that a grid leaves it.
         """
+        layers = cast("list[ReformerLayer]", self.layers)
+        calls = [layer.calls(context, encoder_states) for layer in layers]
         # What a step puts into a cache must not be put there again by a recomputation, and weights
         # that are returned must stay connected to what was computed from them.
         once = context.output_attentions or context.cache is not None
@@ -284,10 +286,8 @@ class ReformerStack(nn.Module):
             grid=grid,
             checkpoint=self._gradient_checkpointing_func if checkpointing else None,
         )
-        layers = cast("list[ReformerLayer]", self.layers)
         for layer in layers:
             layer.check_sharding()
-        calls = [layer.calls(context, encoder_states) for layer in layers]
         weights: dict[type[SubLayer], list[Tensor]] = {SelfAttention: [], CrossAttention: []}
         if context.output_attentions:
             steps = [[_noting(call, weights) for call in layer] for layer in calls]
@@ -297,7 +297,8 @@ class ReformerStack(nn.Module):
         if streams.recomputing:
             source = 0 if encoder_states is None else encoder_states.shape[1]
             kept = self._choose_kept([*chain(*steps)], x, context, source)
-        coming, states = iter(kept), list[Tensor]()
+        coming = iter(kept)
+        states: list[Tensor] = []
         for layer, layer_steps in zip(layers, steps, strict=True):
             if output_hidden_states:
                 states.append(self._merge(*streams.read()) if states else self._start(streams))

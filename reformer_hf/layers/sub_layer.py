@@ -21,6 +21,7 @@ from reformer_hf.layers.footprint import Footprint, PassShape
 from reformer_hf.layers.module_state import ModuleState
 from reformer_hf.ops.first_order import first_order_only
 from reformer_hf.ops.reversible import ReversibleStep, Take
+from reformer_hf.ops.reversible.step import Surroundings
 
 # What the last module reads, or a residual; and attention weights if they were asked for.
 WithWeights = tuple[Tensor, Tensor | None]
@@ -140,25 +141,28 @@ class SubLayer(nn.Module):
         def function(x: Tensor, *inputs: Tensor) -> Tensor:
             return _with_weights(self(x, *inputs, context=context))[0]
 
-        parts, chunk_size = list(self.modules()), self.chunk_size(x)
-        if any(isinstance(p, FSDPModule) for p in parts) or any(map(_is_zero3, self.parameters())):
+        parameters, chunk_size = tuple(self.parameters()), self.chunk_size(x)
+        sharded = any(isinstance(part, FSDPModule) for part in self.modules())
+        if sharded or any(map(_is_zero3, parameters)):
 
             def host(token: Tensor, take: Take) -> None:
                 self._check_sharding()
                 self(token, context=context, take=take)
 
-            as_it_was = ModuleState(self, parts, weights=False).reinstated
-            return ReversibleStep(function, (), inputs, chunk_size, host, as_it_was=as_it_was)
-        state = ModuleState(self, parts)
+            note_state = partial(self._note_state, weights=False)
+            return ReversibleStep(function, (), inputs, chunk_size, host, note_state=note_state)
         without_values = None
         if self.last_product():
             without_values = partial(self._without_values, context=context)
         return ReversibleStep(
-            *(function, state.parameters, inputs, chunk_size),
+            *(function, parameters, inputs, chunk_size),
             without_values=without_values,
-            as_it_was=state.reinstated,
+            note_state=self._note_state,
             draws=self.draws(),
         )
+
+    def _note_state(self, weights: bool = True) -> Surroundings:
+        return ModuleState(self, weights).reinstated
 
     def _check_sharding(self) -> None:
         """Make sure that the weights will be there in the backward pass of a reversible step.

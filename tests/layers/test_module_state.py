@@ -186,7 +186,7 @@ def test_a_weight_that_was_overwritten_is_named(how: str, length: int) -> None:
 def test_containers_that_change_in_place_are_seen_and_brought_back() -> None:
     module = nn.Linear(2, 2)
     module.active, module.scales = ["a"], {"a": 1.0}
-    state = ModuleState(module, [module])
+    state = ModuleState(module)
     module.active.append("b")
     module.scales["a"] = 2.0
     module.extra = "new"

@@ -58,7 +58,7 @@ class Coupling(torch.autograd.Function):
         # The weights of a host are gathered anew for the backward pass.
         ctx.versions = [p._version for p in ctx.parameters] if step.host is None else None
         ctx.step = replace(step, parameters=(), inputs=(), host=None)
-        ctx.state = ReplayState.capture(source.device)
+        ctx.state, ctx.as_it_was = ReplayState.capture(source.device), step.note_state()
         ctx.results = KeptResults() if keep.results else None
         recording = ctx.results.record() if ctx.results else contextlib.nullcontext(())
         with ctx.state.uncached(), recording as results:
@@ -103,7 +103,7 @@ class Coupling(torch.autograd.Function):
         totals: list[Tensor | None] = [None] * len(wanted)
         grad_source = torch.empty_like(grad_out) if need_source else None
         replaying = ctx.results.replay(results) if ctx.results else contextlib.nullcontext()
-        with ctx.state.replay(), replaying, step.as_it_was(), _requiring_gradients(wanted):
+        with ctx.state.replay(), replaying, ctx.as_it_was(), _requiring_gradients(wanted):
             _check_versions(ctx.parameters, ctx.versions, index)
             for span in _spans(step, source):
                 x = from_steps(source[:, span], grid).detach().requires_grad_(need_source)

@@ -12,6 +12,8 @@ from torch import Tensor
 # parameters, and return the stream that it changed.
 Take = Callable[[Tensor, Callable[..., Tensor], Sequence[Tensor]], Tensor]
 
+Surroundings = Callable[[], contextlib.AbstractContextManager[None]]
+
 
 @dataclass(frozen=True)
 class ReversibleStep:
@@ -20,7 +22,7 @@ class ReversibleStep:
     Attributes:
         function: ``f(x, *inputs)`` with ``x`` ``[B, N, d]``; must return ``[B, N, d]``, keep no
             reference to ``inputs``, and depend on nothing that changes before the backward pass but
-            what ``as_it_was`` brings back.
+            what ``note_state`` brings back.
         parameters: the parameters that ``function`` uses.
         inputs: further tensors that may need gradients (an encoder's output, say).
         chunk_size: if positive, ``function`` works position by position and is called on slices of
@@ -28,8 +30,8 @@ class ReversibleStep:
         host: ``host(token, take)`` brings the parameters in and calls ``take`` (see ``Take``) once,
             with a 0-d tensor that depends on ``token``. What it passes stands in for ``function``
             and ``parameters``. The token's gradient comes after those of the parameters.
-        as_it_was: the context in which ``function`` finds its modules as the forward pass found
-            them; by default nothing changes them.
+        note_state: called in the forward pass; what it returns makes the context in which
+            ``function`` finds everything as it was then. By default nothing changes.
         draws: ``function`` draws random numbers, the same ones in the recomputation. Where it does
             not, other threads may draw some meanwhile.
         without_values: ``function`` for the backward pass where the earlier stream was kept: what
@@ -43,7 +45,7 @@ class ReversibleStep:
     chunk_size: int = 0
     host: Callable[[Tensor, Take], object] | None = None
     without_values: Callable[..., Tensor] | None = None
-    as_it_was: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+    note_state: Callable[[], Surroundings] = lambda: contextlib.nullcontext
     draws: bool = False
 
     def spans(self, length: int) -> list[slice]:

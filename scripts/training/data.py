@@ -28,6 +28,8 @@ _KNOWN_COLUMNS = {
     "samsum": ("dialogue", "summary"),
 }
 _TEXT_COLUMNS = ("document", "text", "article", "report", "dialogue", "source")
+# How Arrow stores strings; pandas 3 and dictionary-encoded columns bring others than the first.
+TEXT_KINDS = ("string", "large_string", "string_view")
 _SUMMARY_COLUMNS = ("summary", "abstract", "highlights", "target", "headline")
 
 
@@ -78,11 +80,17 @@ def required_split(splits: Mapping[str, Dataset], split: str, purpose: str) -> D
     return splits[split]
 
 
+def column_kind(dataset: Dataset, column: str) -> str:
+    """The type of the values in `column`: "string", "int64", ..., or what lists and objects are."""
+    feature = dataset.features[column]
+    return getattr(feature, "dtype", type(feature).__name__)
+
+
 def check_text_column(dataset: Dataset, column: str, argument: str) -> None:
     """Raise ValueError unless `dataset` has `column`, with strings (in some rows maybe nothing)."""
     require_one_of(argument, column, dataset.column_names)
-    kind = getattr(dataset.features[column], "dtype", type(dataset.features[column]).__name__)
-    if kind not in ("string", "large_string"):
+    kind = column_kind(dataset, column)
+    if kind not in TEXT_KINDS:
         raise ValueError(f"{argument}: expected text in column {column!r}, got {kind}")
 
 

@@ -15,6 +15,7 @@ from transformers import (
 from training.arguments import ClassificationArguments, ModelArguments, require_one_of
 from training.data import (
     TEXT_KINDS,
+    beginnings,
     check_text_column,
     column_kind,
     first_rows,
@@ -158,7 +159,7 @@ def encode_examples(
                 f" {sorted(unknown)}"
             )
         encoded = tokenizer(
-            rows["text"],
+            beginnings(tokenizer, rows["text"], data.max_seq_length),
             max_length=data.max_seq_length,
             padding="max_length" if data.pad_to_max_length else False,
             truncation=True,
@@ -184,7 +185,10 @@ def classified_samples(
     found = []
     for number, row in enumerate(first_rows(examples, 3)):
         inputs = tokenizer(
-            row["text"], max_length=data.max_seq_length, truncation=True, return_tensors="pt"
+            beginnings(tokenizer, [row["text"]], data.max_seq_length),
+            max_length=data.max_seq_length,
+            truncation=True,
+            return_tensors="pt",
         ).to(model.device)
         probabilities = model(**inputs).logits[0].float().softmax(-1)
         best = int(probabilities.argmax())

@@ -6,8 +6,9 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetsError
-from transformers import TrainingArguments
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 
+from reformer_hf.tokenization import settled_tokens
 from training.arguments import (
     DataTrainingArguments,
     ModelArguments,
@@ -30,6 +31,9 @@ _KNOWN_COLUMNS = {
 _TEXT_COLUMNS = ("document", "text", "article", "report", "dialogue", "source")
 # How Arrow stores strings; pandas 3 and dictionary-encoded columns bring others than the first.
 TEXT_KINDS = ("string", "large_string", "string_view")
+# A first guess at the length of a beginning; of most texts and tokenizers it is enough.
+_FIRST_CHARACTERS_PER_TOKEN = 8
+_CHARACTERS_FOR_CONTEXT = 512
 _SUMMARY_COLUMNS = ("summary", "abstract", "highlights", "target", "headline")
 
 
@@ -116,6 +120,31 @@ def tokenize(
             load_from_cache_file=not data.overwrite_cache,
             desc="Tokenizing",
         )
+
+
+def beginnings(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int
+) -> list[str]:
+    """As much of each text as the tokenizer needs to see to cut it to `max_length` tokens.
+
+    `tokenizer(beginnings(...), max_length=max_length, truncation=True)` gives the ids that the
+    whole texts give, in time and memory for the tokens that are kept: a document may be hundreds of
+    times as long. Tokenizers of which that cannot be told (see
+    `reformer_hf.tokenization.settled_tokens`), or that keep the end of a text, get whole texts.
+    """
+    return [_beginning(tokenizer, text, max_length) for text in texts]
+
+
+def _beginning(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> str:
+    size = _FIRST_CHARACTERS_PER_TOKEN * max_length + _CHARACTERS_FOR_CONTEXT
+    while size < len(text):
+        settled = settled_tokens(tokenizer, text[:size])
+        if settled is None or tokenizer.truncation_side != "right":
+            return text
+        if settled >= max_length:
+            return text[:size]
+        size *= 2
+    return text
 
 
 def summarization_columns(data: SummarizationArguments, dataset: Dataset) -> tuple[str, str]:

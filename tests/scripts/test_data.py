@@ -8,12 +8,22 @@ from types import SimpleNamespace
 import pyarrow
 import pytest
 from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import TrainingArguments
 
+from reformer_hf.tokenization import byte_tokenizer, train_bpe_tokenizer
 from training import classification
-from training.arguments import ClassificationArguments, DataTrainingArguments, ModelArguments
-from training.classification import class_names, load_examples
-from training.data import check_text_column, load_splits, required_split, select_pairs
+from training.arguments import (
+    ClassificationArguments,
+    DataTrainingArguments,
+    ModelArguments,
+    SummarizationArguments,
+)
+from training.classification import class_names, encode_examples, load_examples
+from training.data import beginnings, check_text_column, load_splits, required_split, select_pairs
 from training.data_files import file_kind, read_table, read_text
+from training.summarization import encode_pairs
 
 ROWS = [{"id": 1, "document": "long text", "summary": "text"}, {"document": "b", "summary": "c"}]
 
@@ -199,3 +209,84 @@ def test_data_are_described_without_local_paths(tmp_path):
     assert set(load_splits(data, ModelArguments(cache_dir=str(tmp_path / "c")))) == {"train"}
     assert DataTrainingArguments().description is None
     assert load_splits(DataTrainingArguments(), ModelArguments()) is None
+
+
+BPE = train_bpe_tokenizer(["The book was written by her. ", "这本书是她写的。"] * 20, 300)
+TOKENIZERS = {"byte": byte_tokenizer(), "bpe": BPE}
+
+
+def given_characters(tokenizer, monkeypatch) -> list[int]:
+    """The length of every text that the tokenizer is given from now on."""
+    lengths = []
+    encode = type(tokenizer).__call__
+
+    def counted(self, text=None, **options):
+        texts = options.get("text_target") if text is None else text
+        lengths.extend(len(part) for part in ([texts] if isinstance(texts, str) else texts))
+        return encode(self, text, **options)
+
+    monkeypatch.setattr(type(tokenizer), "__call__", counted)
+    return lengths
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@given(
+    parts=st.lists(
+        st.sampled_from(
+            ["book ", "书", "a" * 700, " " * 700, "<mask>", "\n", "是她写", "<ma", "sk>"]
+        )
+    ),
+    repeated=st.integers(1, 4),
+    max_length=st.integers(3, 40),
+)
+@settings(deadline=None)
+def test_beginnings_give_the_ids_of_whole_texts(name, parts, repeated, max_length):
+    tokenizer, text = TOKENIZERS[name], "".join(parts) * repeated
+    cut = beginnings(tokenizer, [text, ""], max_length)
+    expected = tokenizer([text, ""], max_length=max_length, truncation=True)
+    assert tokenizer(cut, max_length=max_length, truncation=True) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "unit"),
+    [
+        ("byte", "The book was written. "),
+        ("byte", " "),
+        ("bpe", "The book was written. "),
+        ("bpe", "ACGT"),
+        ("bpe", "这本书"),
+    ],
+)
+def test_work_depends_on_the_tokens_that_are_kept_and_not_on_the_document(name, unit, monkeypatch):
+    lengths = given_characters(TOKENIZERS[name], monkeypatch)
+    work = []
+    for size in (100_000, 1_000_000):
+        document = unit * (size // len(unit))
+        assert len(beginnings(TOKENIZERS[name], [document], 64)[0]) < 40_000
+        work.append(sum(lengths))
+        lengths.clear()
+    assert work[0] == work[1]
+
+
+def test_the_end_of_a_text_is_kept_where_the_tokenizer_keeps_it():
+    tokenizer = byte_tokenizer()
+    tokenizer.truncation_side = "left"
+    text = "x" * 10_000 + "end"
+    assert beginnings(tokenizer, [text], 4) == [text]
+
+
+def test_summaries_and_classes_are_encoded_from_beginnings(monkeypatch):
+    tokenizer = byte_tokenizer()
+    lengths = given_characters(tokenizer, monkeypatch)
+    text = "a long text " * 20_000
+    rows = {"train": Dataset.from_dict({"document": [text], "summary": [text]})}
+    training = TrainingArguments(use_cpu=True)
+    data = SummarizationArguments(max_source_length=64, max_target_length=16, source_prefix="sum: ")
+    (encoded,) = encode_pairs(rows, tokenizer, data, training)["train"]
+    assert encoded["input_ids"] == tokenizer(f"sum: {text[:58]}").input_ids
+    assert encoded["labels"] == tokenizer(text[:15]).input_ids
+    rows = {"train": Dataset.from_dict({"text": [text], "label": ["x"]})}
+    data = ClassificationArguments(max_seq_length=64)
+    (encoded,) = encode_examples(rows, tokenizer, {"x": 0}, data, training)["train"]
+    assert encoded["input_ids"] == tokenizer(text[:63]).input_ids
+    assert max(lengths) < 64 * 8 + 1000

@@ -1,7 +1,8 @@
 """Byte-level tokenizers: one that needs no training, and a trained byte-pair encoding.
 
-Both functions return a plain transformers fast tokenizer: what `save_pretrained` writes is read
-by `AutoTokenizer.from_pretrained` without this package and without `trust_remote_code`.
+Both functions return a transformers fast tokenizer: what `save_pretrained` writes is read by
+`AutoTokenizer.from_pretrained` without this package and without `trust_remote_code`, and encodes
+every text the same there.
 
 Text is lossless. Nothing is normalised, unknown, inserted or dropped, so
 
@@ -37,6 +38,10 @@ in it: build the tokenizer with `append_eos=False`, or encode with `add_special_
 transformers: fill-mask prompts and chat templates rely on it. With `split_special_tokens=True`,
 here or in a call, it is encoded as ordinary text, and then the round trip holds for every text.
 Choose that for text you do not trust.
+
+**Words given one by one** (`is_split_into_words=True`) get a space in front of each, as in a text,
+so that `["ab", "c"]` and `["a", "bc"]` stay different. This is the one thing that transformers does
+otherwise where this package was not imported: there the words are joined without a space.
 """
 
 import io
@@ -44,6 +49,7 @@ import itertools
 import json
 import logging
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from tokenizers import (
     AddedToken,
@@ -51,13 +57,19 @@ from tokenizers import (
     Tokenizer,
     decoders,
     models,
+    normalizers,
     pre_tokenizers,
     processors,
     trainers,
 )
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import BatchEncoding, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-__all__ = ["byte_tokenizer", "settled_tokens", "train_bpe_tokenizer"]
+__all__ = [
+    "ReformerByteLevelTokenizer",
+    "byte_tokenizer",
+    "settled_tokens",
+    "train_bpe_tokenizer",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +104,31 @@ _WORDS = Regex(
         "+", _UP_TO_LONGEST
     )
 )
+
+
+class ReformerByteLevelTokenizer(PreTrainedTokenizerFast):
+    """A fast tokenizer that keeps words apart which are given one by one.
+
+    transformers' own hands each word to the backend without what stood between them.
+
+    Example:
+        >>> tokenizer = byte_tokenizer(append_eos=False)
+        >>> tokenizer.decode(tokenizer(["ab", "c"], is_split_into_words=True).input_ids)
+        ' ab c'
+    """
+
+    def _encode_plus(
+        self, *args: Any, is_split_into_words: bool = False, **kwargs: Any
+    ) -> BatchEncoding:
+        if not is_split_into_words:
+            return super()._encode_plus(*args, **kwargs)
+        # The backend cannot tell a word from a text, so it is told for the time of this call, as
+        # transformers does with truncation and padding. It keeps offsets within the given words.
+        self.backend_tokenizer.normalizer = normalizers.Prepend(" ")
+        try:
+            return super()._encode_plus(*args, is_split_into_words=True, **kwargs)
+        finally:
+            self.backend_tokenizer.normalizer = None
 
 
 def byte_tokenizer(
@@ -324,7 +361,7 @@ def _as_transformers_tokenizer(
     _check_max_length(model_max_length)
     backend.decoder = decoders.ByteLevel()
     limit = {} if model_max_length is None else {"model_max_length": model_max_length}
-    return PreTrainedTokenizerFast(
+    return ReformerByteLevelTokenizer(
         tokenizer_object=backend,
         split_special_tokens=split_special_tokens,
         **special_tokens,

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, DataCollatorForLanguageModeling, PreTrainedTokenizerFast
 
-from reformer_hf import tokenization
+from reformer_hf import ReformerConfig, tokenization
 from reformer_hf.tokenization import byte_tokenizer, settled_tokens, train_bpe_tokenizer
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
@@ -253,6 +253,50 @@ def test_words_given_one_by_one_can_be_labelled(name: str) -> None:
     word_ids = encoding.word_ids()
     assert sorted(set(word_ids[:-1])) == [0, 1]
     assert word_ids == [*sorted(word_ids[:-1]), None]
+
+
+@every_tokenizer
+@no_deadline
+@given(words=st.lists(st.sampled_from(["a", "b", "ab", "c", "书", "é"]), min_size=1, max_size=6))
+def test_words_given_one_by_one_keep_their_boundaries(name: str, words: list[str]) -> None:
+    tokenizer = TOKENIZERS[name]()
+    encode = functools.partial(tokenizer, add_special_tokens=False)
+    encoding = encode(words, is_split_into_words=True, return_offsets_mapping=True)
+    assert encoding.input_ids == encode("".join(f" {word}" for word in words)).input_ids
+    assert tokenizer.decode(encoding.input_ids).split(" ")[1:] == words
+    # Offsets stand within the word; the space before it takes no character away.
+    for number, (start, end) in zip(encoding.word_ids(), encoding.offset_mapping, strict=True):
+        assert 0 <= start <= end <= len(words[number])
+
+
+@every_tokenizer
+@pytest.mark.parametrize("with_model", [False, True])
+def test_loaded_tokenizers_keep_words_apart(name: str, with_model: bool, tmp_path: Path) -> None:
+    TOKENIZERS[name]().save_pretrained(tmp_path)
+    if with_model:
+        ReformerConfig().save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    for words in (["ab", "c"], ["a", "bc"]):
+        expected = TOKENIZERS[name]()(words, is_split_into_words=True).input_ids
+        assert loaded(words, is_split_into_words=True).input_ids == expected
+
+
+@every_tokenizer
+def test_texts_are_encoded_as_before_after_words_were_given_one_by_one(name: str) -> None:
+    tokenizer = TOKENIZERS[name]()
+    before = tokenizer(["the book", "谁"]).input_ids
+    pairs = tokenizer([["a"], ["b", "c"]], [["d", "e"], ["f"]], is_split_into_words=True)
+    assert pairs.input_ids == tokenizer([" a", " b c"], [" d e", " f"]).input_ids
+    with pytest.raises(ValueError, match="must be of type"):
+        tokenizer([3], is_split_into_words=True)
+    assert tokenizer(["the book", "谁"]).input_ids == before
+
+
+@tokenizers_with_all_special_tokens
+def test_a_special_token_may_be_one_of_the_words(name: str) -> None:
+    tokenizer = TOKENIZERS[name]()
+    encoding = tokenizer(["the", "<mask>", "book"], is_split_into_words=True)
+    assert encoding.input_ids == tokenizer(" the<mask> book").input_ids
 
 
 @tokenizers_with_all_special_tokens

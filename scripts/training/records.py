@@ -114,7 +114,8 @@ def json_records(stream: TextIO, path: str) -> Iterator[tuple[int, Record]]:
     Only a list and objects over several lines are held in memory as a whole.
 
     Raises:
-        ValueError: the text is no JSON, a record is no object or has a key twice.
+        ValueError: the text is no JSON or nested too deep; a record is no object or has a key
+            twice.
     """
     decoder = json.JSONDecoder(object_pairs_hook=_object)
     for number, line in enumerate(stream, start=1):
@@ -132,7 +133,7 @@ def json_records(stream: TextIO, path: str) -> Iterator[tuple[int, Record]]:
             # The line ends within an object; it may go on in the next.
             yield from _spread_records(line + stream.read(), number, path, decoder)
             return
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise refusal(path, number, str(error)) from error
         yield number, _checked(record, number, path)
 
@@ -161,7 +162,7 @@ def _spread_records(
         except json.JSONDecodeError as error:
             where = first_line + error.lineno - 1
             raise refusal(path, where, f"{error.msg}, in the record of line {line}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise refusal(path, line, str(error)) from error
         yield line, _checked(record, line, path)
         position = skip(position)

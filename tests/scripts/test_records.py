@@ -133,6 +133,7 @@ def test_json_records_are_the_same_however_they_are_laid_out(content, tmp_path):
         ('{"a": 1}\n"b"\n', "line 2: expected an object with named values, got 'b'"),
         ('["b"]', "line 1: expected an object with named values, got 'b'"),
         ('{"a": 1, "a": 2}', r"line 1: expected every key once, got \['a', 'a'\]"),
+        ('{"a": ' + "[" * 200_000, "line 1: "),
         ('[\n{"a": 1, "a": 2}]', r"line 2: expected every key once"),
     ],
 )

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import transformers
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.models.auto import modeling_auto
 
 from reformer_hf.checkpoint_conversion import (
@@ -18,6 +24,7 @@ from reformer_hf.models.question_answering import ReformerForQuestionAnswering
 from reformer_hf.models.seq2seq import ReformerForConditionalGeneration, ReformerSeq2SeqModel
 from reformer_hf.models.sequence_classification import ReformerForSequenceClassification
 from reformer_hf.models.token_classification import ReformerForTokenClassification
+from reformer_hf.tokenization import ReformerByteLevelTokenizer
 
 CONFIGS: tuple[type[PreTrainedConfig], ...] = (ReformerConfig, ReformerSeq2SeqConfig)
 
@@ -86,6 +93,7 @@ def register(replace_builtin: bool = False) -> None:
     """
     for config in CONFIGS:
         AutoConfig.register(config.model_type, config, exist_ok=True)
+        AutoTokenizer.register(config, tokenizer_class=ReformerByteLevelTokenizer, exist_ok=True)
     for auto_name, config, model in (*AUTO_TABLE, *_MORE_AUTO_CLASSES):
         getattr(transformers, auto_name).register(config, model, exist_ok=True)
     for auto_name, config, model in AUTO_TABLE:

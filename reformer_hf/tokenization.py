@@ -1,7 +1,8 @@
 """Byte-level tokenizers: one that needs no training, and a trained byte-pair encoding.
 
-Both functions return a plain transformers fast tokenizer: what `save_pretrained` writes is read
-by `AutoTokenizer.from_pretrained` without this package and without `trust_remote_code`.
+Both functions return a transformers fast tokenizer: what `save_pretrained` writes is read by
+`AutoTokenizer.from_pretrained` without this package and without `trust_remote_code`, and encodes
+every text the same there.
 
 Text is lossless. Nothing is normalised, unknown, inserted or dropped, so
 
@@ -37,16 +38,38 @@ in it: build the tokenizer with `append_eos=False`, or encode with `add_special_
 transformers: fill-mask prompts and chat templates rely on it. With `split_special_tokens=True`,
 here or in a call, it is encoded as ordinary text, and then the round trip holds for every text.
 Choose that for text you do not trust.
+
+**Words given one by one** (`is_split_into_words=True`) get a space in front of each, as in a text,
+so that `["ab", "c"]` and `["a", "bc"]` stay different. This is the one thing that transformers does
+otherwise where this package was not imported: there the words are joined without a space.
 """
 
 import io
+import itertools
+import json
 import logging
 from collections.abc import Iterable, Iterator
+from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from transformers import BatchEncoding, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-__all__ = ["byte_tokenizer", "train_bpe_tokenizer"]
+__all__ = [
+    "ReformerByteLevelTokenizer",
+    "byte_tokenizer",
+    "settled_tokens",
+    "train_bpe_tokenizer",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +93,42 @@ _ENWIK8_MAX_LENGTH = 65_536
 
 # The tokenizers library holds some 100 bytes for each byte of a text while it counts words.
 _CHARACTERS_PER_PIECE = 65_536
+
+# Longest word in characters, a space before it not counted: counting pairs takes time quadratic in
+# it. Words of a language are far shorter; DNA, minified JSON or Chinese without punctuation is cut.
+_LONGEST_WORD = 256
+# GPT-2's words, cut at that length. Where all are shorter, these are exactly those of GPT-2.
+_UP_TO_LONGEST = f"{{1,{_LONGEST_WORD}}}"
+_WORDS = Regex(
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+".replace(
+        "+", _UP_TO_LONGEST
+    )
+)
+
+
+class ReformerByteLevelTokenizer(PreTrainedTokenizerFast):
+    """A fast tokenizer that keeps words apart which are given one by one.
+
+    transformers' own hands each word to the backend without what stood between them.
+
+    Example:
+        >>> tokenizer = byte_tokenizer(append_eos=False)
+        >>> tokenizer.decode(tokenizer(["ab", "c"], is_split_into_words=True).input_ids)
+        ' ab c'
+    """
+
+    def _encode_plus(
+        self, *args: Any, is_split_into_words: bool = False, **kwargs: Any
+    ) -> BatchEncoding:
+        if not is_split_into_words:
+            return super()._encode_plus(*args, **kwargs)
+        # The backend cannot tell a word from a text, so it is told for the time of this call, as
+        # transformers does with truncation and padding. It keeps offsets within the given words.
+        self.backend_tokenizer.normalizer = normalizers.Prepend(" ")
+        try:
+            return super()._encode_plus(*args, is_split_into_words=True, **kwargs)
+        finally:
+            self.backend_tokenizer.normalizer = None
 
 
 def byte_tokenizer(
@@ -127,8 +186,7 @@ def byte_tokenizer(
     tokens = [*special_tokens.values(), *_byte_characters()]
     backend = Tokenizer(models.BPE({token: id_ for id_, token in enumerate(tokens)}, merges=[]))
     backend.add_special_tokens(_added_tokens(special_tokens))
-    # Without merges words mean nothing: the whole text is one piece, encoded in linear time.
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = _bytes()
     backend.post_processor = _template(special_tokens, append_eos=append_eos)
     return _as_transformers_tokenizer(
         backend,
@@ -152,8 +210,9 @@ def train_bpe_tokenizer(
     Ids: 0 to 6 are the special tokens of the module's table, 7 to 262 the single bytes (in the
     order of the characters GPT-2 writes them with, not in byte order), from 263 on the merges, the
     most frequent first. All 256 bytes are there whatever the corpus holds, so nothing is unknown.
-    Words are split as in GPT-2: a space belongs to the word after it. The same texts give the same
-    tokenizer.
+    Words are split as in GPT-2: a space belongs to the word after it; a run of more than 256
+    letters, digits, signs or spaces is cut, so that time stays linear in the length of a text. The
+    same texts give the same tokenizer.
 
     Args:
         texts: the corpus, read once; a text may be a line or a whole book.
@@ -195,7 +254,7 @@ def train_bpe_tokenizer(
         raise ValueError(f"texts: expected an iterable of strings, got {type(texts).__name__}")
 
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    backend.pre_tokenizer = _words()
     backend.train_from_iterator(
         _checked_texts(texts),
         trainers.BpeTrainer(
@@ -229,6 +288,69 @@ def train_bpe_tokenizer(
     )
 
 
+def settled_tokens(tokenizer: PreTrainedTokenizerBase, beginning: str) -> int | None:
+    """How many of the first tokens of `beginning` are those of every text that begins so.
+
+    Encoding looks ahead: a word may go on, and so may the spelling of a special token, which takes
+    the spaces before it along if it is `<mask>`; it looks no further than the longest word and the
+    longest such spelling. Where words have no bound (in tokenizers of GPT-2's kind, and in those
+    that earlier versions of this module trained), only what a space ends is settled.
+
+    Args:
+        tokenizer: any; answered for those of this module and of GPT-2's kind, loaded or new.
+        beginning: of a text.
+
+    Returns:
+        A number of tokens, special tokens around the text not counted; None if it cannot be told.
+
+    Example:
+        >>> tokenizer = byte_tokenizer()
+        >>> settled_tokens(tokenizer, "a long text that goes on")  # it may spell <mask> at its end
+        17
+    """
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        return None
+    length = _settled_length(tokenizer, beginning)
+    if length is None:
+        return None
+    offsets = tokenizer(
+        beginning, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+    ).offset_mapping
+    # Offsets may leave out the space before a word: what starts later may seem to start too late
+    # but never too early.
+    starts = (start for start, _ in offsets)
+    return sum(1 for _ in itertools.takewhile(lambda start: start < length, starts))
+
+
+def _settled_length(tokenizer: PreTrainedTokenizerFast, beginning: str) -> int | None:
+    """The characters of `beginning` in words that no continuation changes; None: unknown."""
+    backend = tokenizer.backend_tokenizer
+    if backend.normalizer is not None or backend.pre_tokenizer is None:
+        return None
+    splitter = json.loads(backend.pre_tokenizer.__getstate__())
+    added = tokenizer.added_tokens_decoder.values()
+    limit = len(beginning) - max((len(token.content) for token in added), default=0) - 1
+    if splitter == json.loads(_words().__getstate__()):
+        limit -= _LONGEST_WORD + 1  # with the space before it
+    elif splitter["type"] != "ByteLevel":
+        return None
+    elif splitter["use_regex"]:
+        return _word_end(beginning, 0, limit) if limit > 0 else 0
+    elif json.loads(backend.model.__getstate__()).get("merges"):
+        return None
+    settled = beginning[: max(limit, 0)]
+    return len(settled.rstrip() if any(token.lstrip for token in added) else settled)
+
+
+def _bytes() -> pre_tokenizers.PreTokenizer:
+    """Without merges words mean nothing: the whole text is one piece, encoded in linear time."""
+    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+
+
+def _words() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence([pre_tokenizers.Split(_WORDS, behavior="isolated"), _bytes()])
+
+
 def _as_transformers_tokenizer(
     backend: Tokenizer,
     special_tokens: dict[str, str],
@@ -239,7 +361,7 @@ def _as_transformers_tokenizer(
     _check_max_length(model_max_length)
     backend.decoder = decoders.ByteLevel()
     limit = {} if model_max_length is None else {"model_max_length": model_max_length}
-    return PreTrainedTokenizerFast(
+    return ReformerByteLevelTokenizer(
         tokenizer_object=backend,
         split_special_tokens=split_special_tokens,
         **special_tokens,
@@ -309,10 +431,27 @@ def _checked_texts(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """`text` cut at ends of lines, so that a book does not take a hundred times its size."""
+    """`text` cut at ends of lines, so that a book does not take a hundred times its size.
+
+    A longer line is cut where a word ends, or anywhere if there is no space in it.
+    """
     lines = io.StringIO(text, newline="")
     while piece := "".join(lines.readlines(_CHARACTERS_PER_PIECE)):
-        yield piece
+        start = 0
+        while len(piece) - start > 2 * _CHARACTERS_PER_PIECE:
+            limit = start + _CHARACTERS_PER_PIECE
+            end = _word_end(piece, start, limit) or limit
+            yield piece[start:end]
+            start = end
+        yield piece[start:]
+
+
+def _word_end(text: str, start: int, limit: int) -> int:
+    """The last place after `start` where a space follows something else; 0: nowhere."""
+    end = text.rfind(" ", start + 1, limit + 1)
+    while end > 0 and text[end - 1].isspace():
+        end = text.rfind(" ", start + 1, end)
+    return max(end, 0)
 
 
 def _check_max_length(model_max_length: int | None) -> None:

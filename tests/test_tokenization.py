@@ -7,16 +7,18 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, normalizers, pre_tokenizers
+from transformers import AutoTokenizer, DataCollatorForLanguageModeling, PreTrainedTokenizerFast
 
-from reformer_hf.tokenization import byte_tokenizer, train_bpe_tokenizer
+from reformer_hf import ReformerConfig, tokenization
+from reformer_hf.tokenization import byte_tokenizer, settled_tokens, train_bpe_tokenizer
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
@@ -253,6 +255,50 @@ def test_words_given_one_by_one_can_be_labelled(name: str) -> None:
     assert word_ids == [*sorted(word_ids[:-1]), None]
 
 
+@every_tokenizer
+@no_deadline
+@given(words=st.lists(st.sampled_from(["a", "b", "ab", "c", "书", "é"]), min_size=1, max_size=6))
+def test_words_given_one_by_one_keep_their_boundaries(name: str, words: list[str]) -> None:
+    tokenizer = TOKENIZERS[name]()
+    encode = functools.partial(tokenizer, add_special_tokens=False)
+    encoding = encode(words, is_split_into_words=True, return_offsets_mapping=True)
+    assert encoding.input_ids == encode("".join(f" {word}" for word in words)).input_ids
+    assert tokenizer.decode(encoding.input_ids).split(" ")[1:] == words
+    # Offsets stand within the word; the space before it takes no character away.
+    for number, (start, end) in zip(encoding.word_ids(), encoding.offset_mapping, strict=True):
+        assert 0 <= start <= end <= len(words[number])
+
+
+@every_tokenizer
+@pytest.mark.parametrize("with_model", [False, True])
+def test_loaded_tokenizers_keep_words_apart(name: str, with_model: bool, tmp_path: Path) -> None:
+    TOKENIZERS[name]().save_pretrained(tmp_path)
+    if with_model:
+        ReformerConfig().save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    for words in (["ab", "c"], ["a", "bc"]):
+        expected = TOKENIZERS[name]()(words, is_split_into_words=True).input_ids
+        assert loaded(words, is_split_into_words=True).input_ids == expected
+
+
+@every_tokenizer
+def test_texts_are_encoded_as_before_after_words_were_given_one_by_one(name: str) -> None:
+    tokenizer = TOKENIZERS[name]()
+    before = tokenizer(["the book", "谁"]).input_ids
+    pairs = tokenizer([["a"], ["b", "c"]], [["d", "e"], ["f"]], is_split_into_words=True)
+    assert pairs.input_ids == tokenizer([" a", " b c"], [" d e", " f"]).input_ids
+    with pytest.raises(ValueError, match="must be of type"):
+        tokenizer([3], is_split_into_words=True)
+    assert tokenizer(["the book", "谁"]).input_ids == before
+
+
+@tokenizers_with_all_special_tokens
+def test_a_special_token_may_be_one_of_the_words(name: str) -> None:
+    tokenizer = TOKENIZERS[name]()
+    encoding = tokenizer(["the", "<mask>", "book"], is_split_into_words=True)
+    assert encoding.input_ids == tokenizer(" the<mask> book").input_ids
+
+
 @tokenizers_with_all_special_tokens
 def test_masked_language_modelling_masks_text_and_no_special_token(name: str) -> None:
     tokenizer = TOKENIZERS[name]()
@@ -351,6 +397,118 @@ def test_a_long_text_without_words_is_encoded_in_linear_time(name: str, unit: st
     seconds = time.perf_counter() - begin
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
     assert seconds < 10, "0.2 s is usual: only an algorithm worse than linear takes so long"
+
+
+def characters_per_word(tokenizer: PreTrainedTokenizerFast, text: str) -> int:
+    words = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
+    return max(end - start for _, (start, end) in words)
+
+
+LONG_LINES = {
+    "DNA": "ACGTTGCAAT" * 200,
+    "JSON": '{"a":[[],{}]}' * 150 + "}" * 2000,
+    "Chinese": "这本书是谁写的" * 300,
+    "digits": "31415926" * 300,
+    "spaces": "a" + " " * 3000 + "b",
+    "line ends": "\n" * 3000,
+}
+
+
+@pytest.mark.parametrize("line", LONG_LINES.values(), ids=LONG_LINES.keys())
+def test_no_word_is_longer_than_a_bound_in_training_and_after_loading(
+    line: str, tmp_path: Path
+) -> None:
+    tokenizer = train_bpe_tokenizer([line], BPE_SIZE)
+    tokenizer.save_pretrained(tmp_path)
+    for found in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
+        assert characters_per_word(found, line) <= 257
+        assert found.decode(found(line).input_ids, skip_special_tokens=True) == line
+    assert max(map(len, tokenizer.get_vocab())) <= 4 * 257
+
+
+@given(text=TEXTS | st.lists(st.sampled_from([*FRAGMENTS, "a" * 250, " " * 250])).map("".join))
+def test_shorter_words_are_those_of_gpt2(text: str) -> None:
+    gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    expected = gpt2.pre_tokenize_str(text)
+    if all(end - start <= 256 for _, (start, end) in expected):
+        assert bpe_tokenizer().backend_tokenizer.pre_tokenizer.pre_tokenize_str(text) == expected
+
+
+def test_a_long_line_is_cut_between_words_so_that_the_tokenizer_stays_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lengths: list[int] = []
+    train = Tokenizer.train_from_iterator
+
+    def measured(self: Tokenizer, texts: Iterator[str], trainer: object) -> None:
+        train(self, (lengths.append(len(text)) or text for text in texts), trainer)
+
+    monkeypatch.setattr(Tokenizer, "train_from_iterator", measured)
+    text = ENGLISH.replace("\n", "   ") * 6000
+    one_line = train_bpe_tokenizer([text], 400)
+    assert max(lengths) <= 2 * 65_536
+    assert sum(lengths) == len(text)
+    monkeypatch.setattr(tokenization, "_CHARACTERS_PER_PIECE", len(text))
+    assert train_bpe_tokenizer([text], 400).get_vocab() == one_line.get_vocab()
+    assert max(lengths) == len(text)
+
+
+# ---- how far encoding looks ahead ----
+
+
+@functools.cache
+def gpt2_like_tokenizer() -> PreTrainedTokenizerFast:
+    """What earlier versions trained: words have no bound."""
+    tokenizer = train_bpe_tokenizer(CORPUS, vocab_size=BPE_SIZE)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return tokenizer
+
+
+LONG_FRAGMENTS = [*FRAGMENTS, *SPELLINGS, "a" * 300, " " * 300, "书" * 300, "\n" * 40, "'s", "ab c"]
+LONG_TEXTS = st.lists(st.sampled_from(LONG_FRAGMENTS), max_size=40).map("".join)
+
+
+@pytest.mark.parametrize("name", [*TOKENIZERS, "gpt2"])
+@no_deadline
+@given(text=LONG_TEXTS, more=LONG_TEXTS, size=st.integers(0, 10_000))
+@example(text="a" * 600 + " " * 300 + "<ma", more="sk> b", size=10_000)
+@example(text="book " * 60 + "book", more="s", size=10_000)
+def test_settled_tokens_are_those_of_every_longer_text(
+    name: str, text: str, more: str, size: int
+) -> None:
+    tokenizer = gpt2_like_tokenizer() if name == "gpt2" else TOKENIZERS[name]()
+    encode = functools.partial(tokenizer, add_special_tokens=False)
+    count = settled_tokens(tokenizer, text[:size])
+    assert count is not None
+    ids = encode(text[:size]).input_ids
+    assert count <= len(ids)
+    assert encode(text + more).input_ids[:count] == ids[:count]
+
+
+@pytest.mark.parametrize("name", [*TOKENIZERS, "gpt2"])
+def test_all_but_the_end_of_a_text_is_settled(name: str) -> None:
+    tokenizer = gpt2_like_tokenizer() if name == "gpt2" else TOKENIZERS[name]()
+    text = ENGLISH * 20
+    settled = tokenizer.decode(tokenizer(text).input_ids[: settled_tokens(tokenizer, text)])
+    assert len(text) - 300 < len(settled) < len(text)
+
+
+def test_saved_tokenizers_settle_as_before_and_unknown_ones_are_not_judged(tmp_path: Path) -> None:
+    for name, build in TOKENIZERS.items():
+        build().save_pretrained(tmp_path / name)
+        loaded = AutoTokenizer.from_pretrained(tmp_path / name)
+        assert settled_tokens(loaded, ENGLISH * 9) == settled_tokens(build(), ENGLISH * 9)
+    other = train_bpe_tokenizer(CORPUS, vocab_size=BPE_SIZE)
+    other.backend_tokenizer.normalizer = normalizers.NFKC()
+    assert settled_tokens(other, ENGLISH) is None
+    other = train_bpe_tokenizer(CORPUS, vocab_size=BPE_SIZE)
+    other.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    assert settled_tokens(other, ENGLISH) is None
+    # Merges without words: every token may depend on all that follows.
+    other.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(
+        add_prefix_space=False, use_regex=False
+    )
+    assert settled_tokens(other, ENGLISH) is None
 
 
 # ---- real text ----

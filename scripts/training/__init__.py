@@ -4,6 +4,7 @@ A script reads as: arguments, data, model, trainer, report.
 
 arguments           what a user may ask for, and how a script refuses it
 data_files          json, jsonl, csv and txt files
+records             csv and json text -> records, each with its line
 data                files and Hub data sets -> splits -> columns of texts -> token ids
 stdlib_corpus       the data of a run that names none
 models              tokenizer, configuration and model: given ones, or new ones of a preset size

@@ -14,7 +14,10 @@ from transformers import (
 
 from training.arguments import ClassificationArguments, ModelArguments, require_one_of
 from training.data import (
+    TEXT_KINDS,
+    beginnings,
     check_text_column,
+    column_kind,
     first_rows,
     load_splits,
     needed_splits,
@@ -60,20 +63,22 @@ def _texts_and_labels(dataset: Dataset, data: ClassificationArguments) -> Datase
         check_text_column(dataset, column, "text_column_names")
     require_one_of("label_column_name", label_column, dataset.column_names)
     feature = dataset.features[label_column]
-    kind = getattr(feature, "dtype", type(feature).__name__)
-    if not (kind in ("string", "bool") or kind.startswith(("int", "uint"))):
+    kind = column_kind(dataset, label_column)
+    if not (kind in (*TEXT_KINDS, "bool") or kind.startswith(("int", "uint"))):
         raise ValueError(
             f"label_column_name: expected class names or whole numbers in {label_column!r},"
             f" got {kind}"
         )
 
-    def join(rows: dict[str, list[Any]]) -> dict[str, list[str]]:
+    def join(rows: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[str]]:
         columns = [rows[column] for column in text_columns]
         labels = rows[label_column]
-        if any(label is None for label in labels):
-            raise ValueError(
-                f"label_column_name: expected a class in every row of {label_column!r}"
-            )
+        for number, label in zip(numbers, labels, strict=True):
+            if label is None or label == "":
+                raise ValueError(
+                    f"label_column_name: expected a class in every row of {label_column!r}, got"
+                    f" none in row {number + 1}"
+                )
         if isinstance(feature, ClassLabel):
             labels = [feature.int2str(label) for label in labels]
         return {
@@ -87,6 +92,7 @@ def _texts_and_labels(dataset: Dataset, data: ClassificationArguments) -> Datase
     return dataset.map(
         join,
         batched=True,
+        with_indices=True,
         remove_columns=dataset.column_names,
         # Stated, or a column that is called "label" already would keep its old type.
         features=Features({"text": Value("string"), "label": Value("string")}),
@@ -153,7 +159,7 @@ def encode_examples(
                 f" {sorted(unknown)}"
             )
         encoded = tokenizer(
-            rows["text"],
+            beginnings(tokenizer, rows["text"], data.max_seq_length),
             max_length=data.max_seq_length,
             padding="max_length" if data.pad_to_max_length else False,
             truncation=True,
@@ -179,7 +185,10 @@ def classified_samples(
     found = []
     for number, row in enumerate(first_rows(examples, 3)):
         inputs = tokenizer(
-            row["text"], max_length=data.max_seq_length, truncation=True, return_tensors="pt"
+            beginnings(tokenizer, [row["text"]], data.max_seq_length),
+            max_length=data.max_seq_length,
+            truncation=True,
+            return_tensors="pt",
         ).to(model.device)
         probabilities = model(**inputs).logits[0].float().softmax(-1)
         best = int(probabilities.argmax())

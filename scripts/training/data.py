@@ -6,8 +6,9 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetsError
-from transformers import TrainingArguments
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 
+from reformer_hf.tokenization import settled_tokens
 from training.arguments import (
     DataTrainingArguments,
     ModelArguments,
@@ -28,6 +29,11 @@ _KNOWN_COLUMNS = {
     "samsum": ("dialogue", "summary"),
 }
 _TEXT_COLUMNS = ("document", "text", "article", "report", "dialogue", "source")
+# How Arrow stores strings; pandas 3 and dictionary-encoded columns bring others than the first.
+TEXT_KINDS = ("string", "large_string", "string_view")
+# A first guess at the length of a beginning; of most texts and tokenizers it is enough.
+_FIRST_CHARACTERS_PER_TOKEN = 8
+_CHARACTERS_FOR_CONTEXT = 512
 _SUMMARY_COLUMNS = ("summary", "abstract", "highlights", "target", "headline")
 
 
@@ -78,11 +84,17 @@ def required_split(splits: Mapping[str, Dataset], split: str, purpose: str) -> D
     return splits[split]
 
 
+def column_kind(dataset: Dataset, column: str) -> str:
+    """The type of the values in `column`: "string", "int64", ..., or what lists and objects are."""
+    feature = dataset.features[column]
+    return getattr(feature, "dtype", type(feature).__name__)
+
+
 def check_text_column(dataset: Dataset, column: str, argument: str) -> None:
     """Raise ValueError unless `dataset` has `column`, with strings (in some rows maybe nothing)."""
     require_one_of(argument, column, dataset.column_names)
-    kind = getattr(dataset.features[column], "dtype", type(dataset.features[column]).__name__)
-    if kind not in ("string", "large_string"):
+    kind = column_kind(dataset, column)
+    if kind not in TEXT_KINDS:
         raise ValueError(f"{argument}: expected text in column {column!r}, got {kind}")
 
 
@@ -108,6 +120,31 @@ def tokenize(
             load_from_cache_file=not data.overwrite_cache,
             desc="Tokenizing",
         )
+
+
+def beginnings(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int
+) -> list[str]:
+    """As much of each text as the tokenizer needs to see to cut it to `max_length` tokens.
+
+    `tokenizer(beginnings(...), max_length=max_length, truncation=True)` gives the ids that the
+    whole texts give, in time and memory for the tokens that are kept: a document may be hundreds of
+    times as long. Tokenizers of which that cannot be told (see
+    `reformer_hf.tokenization.settled_tokens`), or that keep the end of a text, get whole texts.
+    """
+    return [_beginning(tokenizer, text, max_length) for text in texts]
+
+
+def _beginning(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> str:
+    size = _FIRST_CHARACTERS_PER_TOKEN * max_length + _CHARACTERS_FOR_CONTEXT
+    while size < len(text):
+        settled = settled_tokens(tokenizer, text[:size])
+        if settled is None or tokenizer.truncation_side != "right":
+            return text
+        if settled >= max_length:
+            return text[:size]
+        size *= 2
+    return text
 
 
 def summarization_columns(data: SummarizationArguments, dataset: Dataset) -> tuple[str, str]:

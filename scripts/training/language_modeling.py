@@ -1,5 +1,6 @@
 """What is particular to language modelling: blocks of token ids, the model, its continuations."""
 
+import itertools
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -112,16 +113,34 @@ def pieces(text: str, characters: int = _PIECE_CHARACTERS) -> Iterator[str]:
         start = end
 
 
-def token_stream(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """The ids of all documents in one row, an end-of-text token after each document."""
+def token_stream(
+    documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, enough: int | None = None
+) -> tuple[np.ndarray, int]:
+    """The ids of all documents in one row, an end-of-text token after each document.
+
+    Args:
+        documents: texts.
+        tokenizer: encodes them, in pieces.
+        enough: no further piece is encoded once there are so many ids. Unset: all are.
+
+    Returns:
+        The ids `(tokens,)`, int32, and how many bytes of text they stand for.
+    """
     found: list[np.ndarray] = []
+    num_tokens = num_bytes = 0
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     for document in documents:
-        for piece in pieces(document):
-            ids = tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
+        for piece in itertools.chain(pieces(document), [None]):
+            if enough is not None and num_tokens >= enough:
+                return np.concatenate(found), num_bytes
+            if piece is None:
+                ids = end
+            else:
+                ids = tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
+                num_bytes += len(piece.encode())
             found.append(np.asarray(ids, dtype=np.int32))
-        if tokenizer.eos_token_id is not None:
-            found.append(np.asarray([tokenizer.eos_token_id], dtype=np.int32))
-    return np.concatenate(found)
+            num_tokens += len(ids)
+    return np.concatenate(found), num_bytes
 
 
 def encode_documents(
@@ -152,20 +171,22 @@ def make_blocks(
 ) -> Blocks:
     """The documents as blocks of `block_size` tokens, at most `limit`; a shorter rest is left out.
 
+    No more text is encoded than the blocks need.
+
     Raises:
         ValueError: the text is shorter than one block.
     """
-    stream = token_stream(documents, tokenizer)
+    enough = None if limit is None else limit * block_size
+    stream, num_bytes = token_stream(documents, tokenizer, enough)
     count = len(stream) // block_size
     if count == 0:
         raise ValueError(
             f"block_size: expected at most the {len(stream)} tokens of the {split} text, got"
             f" {block_size}"
         )
-    size = sum(len(document.encode()) for document in documents)
     count = count if limit is None else min(limit, count)
     rows = stream[: count * block_size].reshape(count, block_size)
-    return Blocks(Dataset.from_dict({"input_ids": list(rows)}), documents, len(stream) / size)
+    return Blocks(Dataset.from_dict({"input_ids": list(rows)}), documents, len(stream) / num_bytes)
 
 
 def collate_blocks(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:

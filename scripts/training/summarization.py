@@ -18,6 +18,7 @@ from transformers import (
 
 from training.arguments import ModelArguments, SummarizationArguments
 from training.data import (
+    beginnings,
     load_splits,
     needed_splits,
     required_split,
@@ -73,13 +74,15 @@ def encode_pairs(
     """Documents as the inputs and summaries as the labels of a seq2seq model."""
 
     def encode(rows: dict[str, list[Any]], target_length: int) -> dict[str, Any]:
+        documents = [data.source_prefix + document for document in rows["document"]]
         encoded = tokenizer(
-            [data.source_prefix + document for document in rows["document"]],
+            beginnings(tokenizer, documents, data.max_source_length),
             max_length=data.max_source_length,
             padding="max_length" if data.pad_to_max_length else False,
             truncation=True,
         )
-        labels = tokenizer(text_target=rows["summary"], max_length=target_length, truncation=True)
+        summaries = beginnings(tokenizer, rows["summary"], target_length)
+        labels = tokenizer(text_target=summaries, max_length=target_length, truncation=True)
         return {
             "input_ids": encoded["input_ids"],
             "attention_mask": encoded["attention_mask"],

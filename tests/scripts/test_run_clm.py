@@ -57,6 +57,24 @@ def test_blocks_hold_the_text_in_order():
     assert len(make_blocks(["abcdefgh"], tokenizer, 3, 1, "train").data) == 1
 
 
+def test_no_more_text_is_encoded_than_the_blocks_need(monkeypatch):
+    tokenizer = byte_tokenizer(append_eos=False)
+    given = []
+    encode = type(tokenizer).__call__
+
+    def counted(self, text, **options):
+        given.append(len(text))
+        return encode(self, text, **options)
+
+    monkeypatch.setattr(type(tokenizer), "__call__", counted)
+    documents = ["a line of a text\n" * 50_000] * 3
+    blocks = make_blocks(documents, tokenizer, 1000, 5, "train")
+    assert len(blocks.data) == 5
+    assert blocks.data["input_ids"][4] == [*tokenizer(documents[0][4000:5000]).input_ids]
+    assert sum(given) < 100_000
+    assert blocks.tokens_per_byte == pytest.approx(1.0)
+
+
 def test_text_shorter_than_a_block_is_refused():
     with pytest.raises(ValueError, match="block_size: expected at most the 4 tokens"):
         make_blocks(["abc"], byte_tokenizer(append_eos=False), 5, None, "train")

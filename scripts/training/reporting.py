@@ -25,6 +25,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_utils import IntervalStrategy
 
 import reformer_hf
 
@@ -74,7 +75,8 @@ class ShortRunLogger(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if state.logging_steps > state.max_steps > 0:
+        by_steps = args.logging_strategy == IntervalStrategy.STEPS
+        if by_steps and state.logging_steps > state.max_steps > 0:
             asked, state.logging_steps = state.logging_steps, -(-state.max_steps // _LEAST_LOGS)
             logger.info(
                 "logging_steps is %d, and the run has %d steps: the loss is logged every %d steps",

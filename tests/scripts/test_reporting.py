@@ -220,6 +220,8 @@ def test_a_run_shorter_than_its_logging_steps_shows_its_loss(tmp_path: Path) -> 
     assert [e["step"] for e in short.state.log_history if "loss" in e] == [1, 2, 3, 4]
     asked = run(tmp_path / "asked", logging_steps=3)
     assert [e["step"] for e in asked.state.log_history if "loss" in e] == [3]
+    silent = run(tmp_path / "silent", logging_strategy="no")
+    assert not any("loss" in entry for entry in silent.state.log_history)
 
 
 def test_resuming_does_not_miss_tied_weights(

@@ -385,13 +385,14 @@ def _architecture(model: PreTrainedModel) -> str:
     parts = [f"`{config.model_type}`"]
     for name, field_name in (("layers", "attn_layers"), ("decoder layers", "decoder_attn_layers")):
         if kinds := getattr(config, field_name, None):
-            parts.append(f"{len(kinds)} {name} ({', '.join(kinds)})")
+            parts.append(f"{name} {len(kinds)} ({', '.join(kinds)})")
     for name, field_name in (
         ("width", "hidden_size"),
         ("heads", "num_attention_heads"),
         ("vocabulary", "vocab_size"),
     ):
-        if (value := getattr(config, field_name, None)) is not None:
+        value = getattr(config, field_name, None)
+        if isinstance(value, int):  # in other people's models it may be one for each layer
             parts.append(f"{name} {value:,}")
     return ", ".join(parts)
 

@@ -207,8 +207,8 @@ def test_the_card_describes_the_model_as_it_is(tmp_path: Path) -> None:
         if line.startswith("| model |")
     ]
     for part in (
-        f"{len(config.attn_layers)} layers ({', '.join(config.attn_layers)})",
-        f"{len(config.decoder_attn_layers)} decoder layers",
+        f"layers {len(config.attn_layers)} ({', '.join(config.attn_layers)})",
+        f"decoder layers {len(config.decoder_attn_layers)} (",
         f"width {config.hidden_size}",
         f"vocabulary {config.vocab_size}",
     ):

@@ -258,7 +258,7 @@ def model_card(trainer: Trainer, facts: CardFacts, *, has_curve: bool) -> ModelC
     model = trainer.accelerator.unwrap_model(trainer.model)
     asked = trainer.args.hub_model_id or ""
     # A name alone is no id yet: the Hub puts the user's name before it when the model is pushed.
-    hub_id = trainer.hub_model_id or (asked if "/" in asked else None)
+    hub_id = getattr(trainer, "hub_model_id", None) or (asked if "/" in asked else None)
     name = str(hub_id or asked or Path(str(trainer.args.output_dir)).resolve().name)
     results = [
         EvalResult(

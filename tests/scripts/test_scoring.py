@@ -137,7 +137,7 @@ def scorer():
 
 def prediction(tokenizer, labels, rows, texts):
     def padded(ids, filler):
-        return ids + [filler] * (40 - len(ids))
+        return ids + [filler] * (64 - len(ids))
 
     outputs = [padded([tokenizer.pad_token_id, *tokenizer(text).input_ids], -100) for text in texts]
     return EvalPrediction(
@@ -260,6 +260,21 @@ def test_one_output_for_every_document_is_called_by_its_name():
     assert metrics["distinct_outputs"] == 1
     assert score.ignores_the_document
     assert score.finding.startswith("1 distinct output of 37: the model ignores the document")
+
+
+def test_one_string_that_beats_the_lead_does_not_beat_the_best_constant():
+    tokenizer = byte_tokenizer()
+    topics = ["budget", "remote", "design", "market", "school", "law", "hash", "robot"]
+    summaries = [f"the group discussed the {topic} and then the date" for topic in topics]
+    pairs = Dataset.from_dict({"document": ["Yeah. Okay, right."] * 8, "summary": summaries})
+    encoded = Dataset.from_dict({"labels": [tokenizer(text).input_ids for text in summaries]})
+    splits = {"train": pairs, "test": pairs}
+    score = summary_scorers(splits, dict.fromkeys(splits, encoded), tokenizer, LeadBaseline(9))
+    outputs = ["the the the, the the."] * 8
+    metrics = score["test"](prediction(tokenizer, encoded["labels"][:], range(8), outputs))
+    for name in ("rouge1", "rougeL"):
+        assert metrics[f"lead_{name}"] < metrics[name] < metrics[f"constant_{name}"]
+    assert score["test"].ignores_the_document
 
 
 def test_outputs_that_hardly_differ_ignore_the_document_and_others_do_not():

@@ -152,15 +152,15 @@ def _baselines(
 ) -> str:
     """What stands next to the scores, for a reader of the card."""
     trained = " in training" if "train" in pairs else ""
-    source = "training summaries" if "train" in pairs else "summaries of the first split"
-    judged = "validation" if {"train", "validation"} <= pairs.keys() else "other"
+    source = "train" if "train" in pairs else next(iter(pairs))
+    judges = "of the validation split" if {"train", "validation"} <= pairs.keys() else "others"
     return (
         f"Lead baseline: the first {lead.length} {lead.unit} of the document, the mean length of a"
         f" reference summary{trained}. Lead of output length: the first {output_length or 0:.0f}"
         f" {lead.unit}, the mean length of the model's outputs. Best constant output: one text for"
-        f" every document, of up to {CONSTANT_CANDIDATES} {source} the one that scores highest on"
-        f" up to {CONSTANT_REFERENCES} {judged} summaries. ROUGE is F1 in percent, counted in"
-        f" {lead.unit}{', stemmed' if data.rouge_stemmer else ''}."
+        f" every document, of up to {CONSTANT_CANDIDATES} summaries of the {source} split the one"
+        f" that scores highest against up to {CONSTANT_REFERENCES} {judges}. ROUGE is F1 in"
+        f" percent, counted in {lead.unit}{', stemmed' if data.rouge_stemmer else ''}."
     )
 
 

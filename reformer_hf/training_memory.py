@@ -2,7 +2,8 @@
 
     python -m reformer_hf.training_memory --config DIR --length 65536
 
-prints a table; :func:`estimate_memory` is the function behind it.
+prints a table; :func:`estimate_memory` is the function behind it. DIR holds a ``config.json``, of
+ours or of transformers' own Reformer.
 """
 
 from __future__ import annotations
@@ -15,7 +16,11 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import AutoConfig
 
-from reformer_hf.configuration_reformer import ReformerConfig, ReformerSeq2SeqConfig
+from reformer_hf.configuration_reformer import (
+    CONFIG_READERS,
+    ReformerConfig,
+    ReformerSeq2SeqConfig,
+)
 from reformer_hf.layers.footprint import PassShape
 from reformer_hf.layers.kept_activations import choose_kept, room_to_keep, size_of_kept
 from reformer_hf.layers.stack import ReformerStack
@@ -24,6 +29,16 @@ from reformer_hf.models.seq2seq import ReformerForConditionalGeneration
 
 # Numbers that an optimizer keeps for every parameter, in the dtype of the parameter.
 OPTIMIZER_NUMBERS = {"adamw": 2, "sgd": 0, "none": 0}
+
+_HOW_TO_WRITE_A_CONFIGURATION = """\
+A training run leaves its configuration, that of a preset too, in its output directory. Without one:
+
+  from reformer_hf import ReformerConfig
+  config = ReformerConfig(attn_layers=["local", "lsh"] * 3, hidden_size=512, vocab_size=8192)
+  config.save_pretrained("my-config")
+
+ReformerSeq2SeqConfig does the same for sequence-to-sequence, with decoder_attn_layers as well.
+"""
 
 # Bytes of a number of a residual stream: fp32, and int32 as it is stored.
 _STREAM = 4
@@ -102,7 +117,8 @@ def estimate_memory(
 
     Args:
         config: a configuration with one stack is taken as a causal language model, a
-            [`ReformerSeq2SeqConfig`] as the encoder-decoder.
+            [`ReformerSeq2SeqConfig`] as the encoder-decoder. One of transformers' own Reformer is
+            read as ours.
         batch_size: sequences, ``B``.
         length: tokens of a (source) sequence, ``N``.
         target_length: tokens of a target; default: `max_target_positions`.
@@ -121,6 +137,8 @@ def estimate_memory(
         >>> short.parameters == long.parameters, long.streams == 2 * short.streams
         (True, True)
     """
+    if getattr(config, "model_type", None) in CONFIG_READERS:
+        config = ReformerConfig.from_dict(config.to_dict())
     _check(config, batch_size, length, target_length, dtype, optimizer, device)
     model = _model_without_weights(config)
     parameters = 4 * sum(p.numel() for p in model.parameters())
@@ -257,10 +275,13 @@ def describe(estimate: MemoryEstimate) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m reformer_hf.training_memory", description=__doc__.splitlines()[0]
+        prog="python -m reformer_hf.training_memory",
+        description=__doc__.splitlines()[0],
+        epilog=_HOW_TO_WRITE_A_CONFIGURATION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--config", required=True, help="directory or Hub id of a configuration")
+    add("--config", required=True, help="directory or Hub id with a config.json")
     add("--length", type=int, required=True, help="tokens of a sequence")
     add("--target-length", type=int, help="tokens of a target (sequence-to-sequence)")
     add("--batch-size", type=int, default=1, help="sequences")

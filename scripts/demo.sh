@@ -33,7 +33,6 @@ exec "$root/.venv/bin/python" "$root/scripts/run_summarization.py" \
     --per_device_train_batch_size 4 \
     --per_device_eval_batch_size 16 \
     --train_sampling_strategy group_by_length \
-    --learning_rate 2e-3 \
     --lr_scheduler_type cosine \
     --warmup_steps 20 \
     --max_steps 300 \

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 
 import evaluate
-from transformers import DataCollatorWithPadding, TrainingArguments
+from transformers import DataCollatorWithPadding
 
 import reformer_hf  # noqa: F401  (registers the architecture with the Auto classes)
 from training.arguments import ClassificationArguments, exit_code
@@ -28,6 +28,7 @@ from training.classification import (
 from training.reporting import CardFacts, CardTrainer, show_results, show_samples
 from training.scoring import ClassificationScorer, majority_class
 from training.session import begin
+from training.training_arguments import ScriptTrainingArguments
 
 _OFFLINE_METRICS = (None, "accuracy", "f1", "macro_f1")
 _USAGE = """
@@ -42,7 +43,10 @@ def classify(argv: Sequence[str] | None = None) -> dict[str, float]:
     Raises:
         ValueError: arguments, data or model cannot work.
     """
-    model_args, data, training, session = begin(ClassificationArguments, TrainingArguments, argv)
+    model_args, data, training, session = begin(
+        ClassificationArguments, ScriptTrainingArguments, argv
+    )
+    training.choose_learning_rate(from_scratch=model_args.model_name_or_path is None)
     examples = load_examples(data, model_args, training)
     tokenizer, model = build_classifier(model_args, session.checkpoint, data, examples)
     label2id = {str(name): int(number) for name, number in model.config.label2id.items()}
@@ -68,7 +72,7 @@ def classify(argv: Sequence[str] | None = None) -> dict[str, float]:
     split, prefix = ("test", "predict") if training.do_predict else ("validation", "eval")
     rows = ClassificationScorer.rows(metrics, prefix)
     if rows and trainer.is_world_process_zero():
-        show_results(f"Percent on {split}", rows, "majority class", scale=100)
+        show_results(f"Percent on {split}", rows, scale=100)
         show_samples(classified_samples(model, tokenizer, examples[split], data))
     facts = CardFacts(
         task="text-classification",
@@ -78,7 +82,7 @@ def classify(argv: Sequence[str] | None = None) -> dict[str, float]:
         sizes={name: len(texts) for name, texts in examples.items()},
         lengths=f"It reads up to {data.max_seq_length:,} tokens.",
         evaluated_split=split,
-        baseline="always the class that is most frequent in training.",
+        baselines="Majority class: always the class that is most frequent in training.",
         rows=rows,
         base_model=model_args.model_name_or_path,
         limits=[

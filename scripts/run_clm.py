@@ -13,8 +13,6 @@ compressor needs. `--help` lists all arguments; a JSON file that holds them work
 import sys
 from collections.abc import Sequence
 
-from transformers import TrainingArguments
-
 import reformer_hf  # noqa: F401  (registers the architecture with the Auto classes)
 from training.arguments import LanguageModelingArguments, exit_code
 from training.language_modeling import (
@@ -28,6 +26,7 @@ from training.language_modeling import (
 )
 from training.reporting import CardFacts, CardTrainer, MetricRow, show_results, show_samples
 from training.session import begin
+from training.training_arguments import ScriptTrainingArguments
 
 _USAGE = """
 inputs = tokenizer("Once upon a time", return_tensors="pt")
@@ -42,8 +41,9 @@ def model_language(argv: Sequence[str] | None = None) -> dict[str, float]:
         ValueError: arguments, data or model cannot work.
     """
     model_args, data, training, session = begin(
-        LanguageModelingArguments, TrainingArguments, argv, cuts_validation=True
+        LanguageModelingArguments, ScriptTrainingArguments, argv, cuts_validation=True
     )
+    training.choose_learning_rate(from_scratch=model_args.model_name_or_path is None)
     # Logits of whole blocks would fill the memory, and nothing here looks at them.
     training.prediction_loss_only = True
     config = LANGUAGE_MODELING.given_config(model_args, session.checkpoint)
@@ -79,13 +79,14 @@ def model_language(argv: Sequence[str] | None = None) -> dict[str, float]:
         metrics |= found
         bits, floor = scores["bits_per_byte"], scores["xz_bits_per_byte"]
         rows = [
-            MetricRow("loss", "loss (nats per token)", loss),
-            MetricRow("perplexity", "perplexity per token", scores["perplexity"]),
-            MetricRow("bits_per_byte", "bits per byte", bits, floor),
+            MetricRow("loss", "loss (nats per token)", loss, lower_is_better=True),
+            MetricRow(
+                "perplexity", "perplexity per token", scores["perplexity"], lower_is_better=True
+            ),
+            MetricRow("bits_per_byte", "bits per byte", bits, {"xz compressor": floor}, True),
         ]
         if trainer.is_world_process_zero():
-            column = MetricRow("bits_per_byte", split, bits, floor)
-            show_results(f"Bits per byte on {split}", [column], "xz compressor")
+            show_results(f"Scores on {split}", rows)
 
     split = "test" if "test" in blocks else "validation"
     if split in blocks and data.sample_length and trainer.is_world_process_zero():
@@ -98,7 +99,7 @@ def model_language(argv: Sequence[str] | None = None) -> dict[str, float]:
         sizes={f"{name} blocks": len(found.data) for name, found in blocks.items()},
         lengths=f"It was trained on blocks of {data.block_size:,} tokens.",
         evaluated_split=split,
-        baseline="the xz compressor on the same text.",
+        baselines="xz compressor: what it needs for the same text.",
         rows=rows,
         base_model=model_args.model_name_or_path,
         limits=[

@@ -14,23 +14,29 @@ Fine-tune a model on your own files (json, jsonl or csv, also gzipped):
 
 The output directory holds the model (safetensors), its tokenizer and generation settings, a model
 card, a picture of the loss, the generated summaries and all metrics as JSON. ROUGE is shown next
-to the lead baseline, the beginning of the document. `--help` lists all arguments; a JSON file
-that holds them works too.
+to the beginning of the document, at two lengths, and to the best constant output, with the number
+of outputs that differ. `--help` lists all arguments; a JSON file that holds them works too.
 """
 
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import Dataset
-from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainingArguments
+from transformers import DataCollatorForSeq2Seq
 
 import reformer_hf  # noqa: F401  (registers the architecture with the Auto classes)
-from training.arguments import SummarizationArguments, exit_code, option
-from training.reporting import CardFacts, CardSeq2SeqTrainer, show_results, show_samples
-from training.scoring import IGNORED_LABEL, LeadBaseline, SummaryScorer
+from training.arguments import SummarizationArguments, exit_code
+from training.reporting import CardFacts, CardSeq2SeqTrainer, show_results, show_samples, verdict
+from training.scoring import (
+    CONSTANT_CANDIDATES,
+    CONSTANT_REFERENCES,
+    IGNORED_LABEL,
+    LeadBaseline,
+    SummaryScorer,
+    summary_scorers,
+)
 from training.session import begin
 from training.summarization import (
     DEFAULT_DATA,
@@ -39,20 +45,12 @@ from training.summarization import (
     encode_pairs,
     load_pairs,
 )
+from training.training_arguments import SummarizationTrainingArguments
 
 _USAGE = """
 inputs = tokenizer(document, truncation=True, max_length={length}, return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))
 """
-
-
-@dataclass
-class SummarizationTrainingArguments(Seq2SeqTrainingArguments):
-    """transformers' arguments; a summarizer is judged by what it generates, so it generates."""
-
-    predict_with_generate: bool = option(
-        "Generate summaries in evaluation and compute ROUGE.", True
-    )
 
 
 def summarize(argv: Sequence[str] | None = None) -> dict[str, float]:
@@ -64,20 +62,17 @@ def summarize(argv: Sequence[str] | None = None) -> dict[str, float]:
     model_args, data, training, session = begin(
         SummarizationArguments, SummarizationTrainingArguments, argv
     )
+    training.choose_learning_rate(from_scratch=model_args.model_name_or_path is None)
     config = SUMMARIZATION.given_config(model_args, session.checkpoint)
     pairs = load_pairs(data, model_args, training)
     known = pairs["train"] if "train" in pairs else next(iter(pairs.values()))
-    lead = LeadBaseline.for_references(known["summary"], data.lang)
     tokenizer, model = build_summarizer(model_args, session.checkpoint, config, data, pairs)
     encoded = encode_pairs(pairs, tokenizer, data, training)
 
-    scorers = {
-        split: SummaryScorer(
-            tokenizer, texts, encoded[split]["labels"], lead, use_stemmer=data.rouge_stemmer
-        )
-        for split, texts in pairs.items()
-        if split != "train" and training.predict_with_generate
-    }
+    lead = LeadBaseline.for_references(known["summary"], data.lang)
+    scorers: dict[str, SummaryScorer] = {}
+    if training.predict_with_generate:
+        scorers = summary_scorers(pairs, encoded, tokenizer, lead, use_stemmer=data.rouge_stemmer)
     trainer = CardSeq2SeqTrainer(
         model=model,
         args=training,
@@ -99,6 +94,7 @@ def summarize(argv: Sequence[str] | None = None) -> dict[str, float]:
     if trainer.is_world_process_zero():
         _show_and_save_summaries(scorers, metrics, lead, Path(training.output_dir))
     evaluated, prefix = ("test", "predict") if training.do_predict else ("validation", "eval")
+    scorer = scorers.get(evaluated)
     facts = CardFacts(
         task="summarization",
         auto_class="AutoModelForSeq2SeqLM",
@@ -110,12 +106,10 @@ def summarize(argv: Sequence[str] | None = None) -> dict[str, float]:
             f" {data.longest_summary:,}."
         ),
         evaluated_split=evaluated,
-        baseline=(
-            f"the first {lead.length} {lead.unit} of the document, the mean length of a reference"
-            f" summary{' in training' if 'train' in pairs else ''}. ROUGE is F1 in percent,"
-            f" counted in {lead.unit}{', stemmed' if data.rouge_stemmer else ''}."
-        ),
+        baselines=_baselines(lead, metrics.get(f"{prefix}_output_length"), data, pairs),
         rows=SummaryScorer.rows(metrics, prefix),
+        finding="" if scorer is None else scorer.finding,
+        claims=scorer is not None and not scorer.ignores_the_document,
         language=lead.lang,
         base_model=model_args.model_name_or_path,
         limits=_limits(data, known, model_args.model_name_or_path is None),
@@ -136,14 +130,38 @@ def _show_and_save_summaries(
     for split, prefix in (("validation", "eval"), ("test", "predict")):
         if split in scorers:
             rows = SummaryScorer.rows(metrics, prefix)
-            title = f"ROUGE on {split} (lead: {lead.length} {lead.unit})"
-            show_results(title, rows, "lead baseline")
+            length = metrics[f"{prefix}_output_length"]
+            lengths = f"lead: {lead.length} {lead.unit}, outputs: {length:.0f}"
+            show_results(f"ROUGE on {split} ({lengths})", rows)
+            print(scorers[split].finding)
+            if not scorers[split].ignores_the_document:
+                print(verdict(rows))
             with (output / f"{prefix}_generated.jsonl").open("w", encoding="utf-8") as file:
                 for record in scorers[split].records():
                     file.write(json.dumps(record, ensure_ascii=False) + "\n")
     last = scorers.get("test") or scorers.get("validation")
     if last is not None:
         show_samples(last.samples())
+
+
+def _baselines(
+    lead: LeadBaseline,
+    output_length: float | None,
+    data: SummarizationArguments,
+    pairs: dict[str, Dataset],
+) -> str:
+    """What stands next to the scores, for a reader of the card."""
+    trained = " in training" if "train" in pairs else ""
+    source = "train" if "train" in pairs else next(iter(pairs))
+    judges = "of the validation split" if {"train", "validation"} <= pairs.keys() else "others"
+    return (
+        f"Lead baseline: the first {lead.length} {lead.unit} of the document, the mean length of a"
+        f" reference summary{trained}. Lead of output length: the first {output_length or 0:.0f}"
+        f" {lead.unit}, the mean length of the model's outputs. Best constant output: one text for"
+        f" every document, of up to {CONSTANT_CANDIDATES} summaries of the {source} split the one"
+        f" that scores highest against up to {CONSTANT_REFERENCES} {judges}. ROUGE is F1 in"
+        f" percent, counted in {lead.unit}{', stemmed' if data.rouge_stemmer else ''}."
+    )
 
 
 def _limits(data: SummarizationArguments, known: Dataset, from_scratch: bool) -> list[str]:

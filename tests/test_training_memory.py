@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from reformer_hf import (
     ReformerConfig,
     ReformerForCausalLM,
     ReformerForConditionalGeneration,
     ReformerSeq2SeqConfig,
+    register,
 )
 from reformer_hf.training_memory import MemoryEstimate, estimate_memory, main
 
@@ -160,6 +164,34 @@ def test_the_command_prints_a_table(tmp_path, capsys):
     assert f"{expected.total / 2**20:,.1f} MiB" in printed
     for word in ("parameters", "gradients", "optimizer", "streams", "logits"):
         assert word in printed
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["as-transformers-opens-it", "as-ours"])
+def test_the_command_reads_checkpoints_of_transformers_reformer(tmp_path, capsys, replaced):
+    """Whoever opens the configuration first, the Auto class or ours."""
+    old = transformers.ReformerConfig(
+        attn_layers=["local", "lsh"], hidden_size=256, is_decoder=True
+    )
+    old.save_pretrained(tmp_path)
+    register(replace_builtin=replaced)
+    try:
+        main(["--config", str(tmp_path), "--length", "4096"])
+    finally:
+        register(replace_builtin=False)
+    ours = ReformerForCausalLM(ReformerConfig.from_pretrained(tmp_path))
+    size = 4 * sum(p.numel() for p in ours.parameters())
+    assert f"{size / 2**20:,.1f} MiB" in capsys.readouterr().out.splitlines()[0]
+    assert estimate_memory(old, 1, 4096).parameters == size
+
+
+def test_the_help_says_how_to_write_a_configuration(tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    code = re.search(r"\n\n((?:  .*\n)+)\nReformerSeq2SeqConfig", capsys.readouterr().out)[1]
+    monkeypatch.chdir(tmp_path)
+    exec(textwrap.dedent(code))
+    main(["--config", "my-config", "--length", "1024"])
+    assert "total" in capsys.readouterr().out
 
 
 def test_the_command_refuses_a_length_that_cannot_be(tmp_path, capsys):

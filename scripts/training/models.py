@@ -4,15 +4,16 @@ The order is the same for all three: what the user names, else what the named mo
 checkpoint to resume from brings along, else something new (a tokenizer trained on the training
 split, a configuration from a preset, random weights).
 
-| preset | hidden | heads | feed-forward | layers | decoder layers | made for         |
-|--------|--------|-------|--------------|--------|----------------|------------------|
-| tiny   | 32     | 2     | 64           | 2      | 1              | tests            |
-| demo   | 128    | 4     | 512          | 2      | 2              | minutes on a CPU |
-| small  | 256    | 4     | 1024         | 4      | 2              | hours on a CPU   |
-| base   | 512    | 8     | 2048         | 6      | 6              | one GPU          |
-| large  | 1024   | 16    | 4096         | 12     | 12             | several GPUs     |
+| preset | width | heads | feed-forward | layers | decoder layers | made for         |
+|--------|-------|-------|--------------|--------|----------------|------------------|
+| tiny   | 32    | 2     | 64           | 2      | 1              | tests            |
+| demo   | 128   | 4     | 512          | 2      | 2              | minutes on a CPU |
+| small  | 256   | 4     | 1024         | 4      | 2              | hours on a CPU   |
+| base   | 512   | 8     | 2048         | 6      | 6              | one GPU          |
+| large  | 1024  | 16    | 4096         | 12     | 12             | several GPUs     |
 
-"layers" are those of an encoder or of a model that has but one stack. Layers alternate local
+The README has the numbers of parameters, which depend on vocabulary and lengths. "layers" are those
+of an encoder or of a model that has but one stack. Layers alternate local
 attention (syntax, close by) and LSH attention (content, anywhere). A summary is short, so its
 decoder attends fully.
 """
@@ -35,6 +36,7 @@ from transformers import (
 from reformer_hf import ReformerConfig, ReformerSeq2SeqConfig
 from reformer_hf.tokenization import byte_tokenizer, train_bpe_tokenizer
 from training.arguments import ModelArguments, require_one_of
+from training.reporting import count_in_words
 
 logger = logging.getLogger(__name__)
 
@@ -313,6 +315,8 @@ class Task:
             model = self.auto_class.from_config(
                 config, trust_remote_code=arguments.trust_remote_code
             )
+            size = count_in_words(model.num_parameters())
+            logger.info("A new %s with %s parameters", type(model).__name__, size)
         else:
             try:
                 model = self.auto_class.from_pretrained(

@@ -1,11 +1,12 @@
 """What a run shows and leaves behind: cost, tables, samples, the loss curve and the model card."""
 
 import importlib.util
+import logging
 import statistics
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,23 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_utils import IntervalStrategy
 
 import reformer_hf
 
+logger = logging.getLogger(__name__)
+
 _LIBRARY = "reformer_hf"
+# A run that ends before its first logging step shows its loss so often instead.
+_LEAST_LOGS = 20
 _BYTES_PER_MIB = 1 << 20
 _POINTS_WITH_MARKERS = 60
 _SAMPLE_WIDTH = 96
 _SAMPLE_INDENT = "    "
+_INSTALL = (
+    f"The package is not on PyPI: install it from a clone, `pip install path/to/{_LIBRARY}`, or"
+    " from wherever it was published since. Then:\n\n"
+)
 
 
 class StepTimer(TrainerCallback):
@@ -57,6 +67,21 @@ class StepTimer(TrainerCallback):
     def median_seconds(self) -> float | None:
         """Median over the steps of this run (the first ones are slower); None before any."""
         return statistics.median(self._durations) if self._durations else None
+
+
+class ShortRunLogger(TrainerCallback):
+    """Lets a run that is shorter than `logging_steps` show its loss all the same."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        by_steps = args.logging_strategy == IntervalStrategy.STEPS
+        if by_steps and state.logging_steps > state.max_steps > 0:
+            asked, state.logging_steps = state.logging_steps, -(-state.max_steps // _LEAST_LOGS)
+            logger.info(
+                "logging_steps is %d, and the run has %d steps: the loss is logged every %d steps",
+                *(asked, state.max_steps, state.logging_steps),
+            )
 
 
 def peak_memory() -> dict[str, float]:
@@ -86,24 +111,60 @@ def costs(timer: StepTimer) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class MetricRow:
-    """One metric of the model; `baseline` is what the model has to beat."""
+    """One metric of the model.
+
+    Attributes:
+        metric_type: the Hub's name of the metric.
+        name: in tables.
+        value: of the model.
+        baselines: what the model has to beat, by name.
+        lower_is_better: as for a loss.
+    """
 
     metric_type: str
     name: str
     value: float
-    baseline: float | None = None
+    baselines: Mapping[str, float] = field(default_factory=dict)
+    lower_is_better: bool = False
+
+    def beats(self, baseline: str) -> bool:
+        """Whether the model is better than that baseline, and not just as good."""
+        other = self.baselines[baseline]
+        return self.value < other if self.lower_is_better else self.value > other
 
 
-def show_results(title: str, rows: Sequence[MetricRow], baseline: str, scale: float = 1.0) -> None:
-    """Print a table of the model and the `baseline`, with a column for each metric."""
-    table = {
-        "model": [row.value for row in rows],
-        baseline: [row.baseline or 0.0 for row in rows],
+def _baseline_names(rows: Sequence[MetricRow]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row.baselines))
+
+
+def verdict(rows: Sequence[MetricRow]) -> str:
+    """One sentence: which baselines the model does not beat, and in which metrics."""
+    lost = {
+        name: [row.name for row in rows if name in row.baselines and not row.beats(name)]
+        for name in _baseline_names(rows)
     }
-    width = max(map(len, [title, *table]))
-    print(f"\n{title:<{width}}  " + "  ".join(f"{row.name:>10}" for row in rows))
+    if not lost:
+        return "There is no baseline to compare with."
+    parts = [f"{name} ({', '.join(metrics)})" for name, metrics in lost.items() if metrics]
+    if not parts:
+        return f"The model beats what it is compared with: {', '.join(lost)}."
+    return f"The model does not beat: {', '.join(parts)}."
+
+
+def show_results(title: str, rows: Sequence[MetricRow], scale: float = 1.0) -> None:
+    """Print a table of the model and its baselines, with a column for each metric."""
+    table: dict[str, list[float | None]] = {"model": [row.value for row in rows]}
+    for name in _baseline_names(rows):
+        table[name] = [row.baselines.get(name) for row in rows]
+    lines = [(title, [row.name for row in rows])]
     for name, values in table.items():
-        print(f"{name:<{width}}  " + "  ".join(f"{scale * value:>10.2f}" for value in values))
+        lines.append((name, ["" if v is None else f"{scale * v:.2f}" for v in values]))
+    first = max(len(head) for head, _ in lines)
+    widths = [max(10, len(row.name)) for row in rows]
+    print()
+    for head, cells in lines:
+        padded = (f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+        print("  ".join([f"{head:<{first}}", *padded]))
 
 
 @dataclass(frozen=True)
@@ -168,8 +229,10 @@ class CardFacts:
     sizes: dict[str, int]  # examples by split
     lengths: str
     evaluated_split: str
-    baseline: str
+    baselines: str  # what they are, in words
     rows: Sequence[MetricRow] = ()
+    finding: str = ""  # what the scores do not show: a sentence next to them
+    claims: bool = True  # False: no comparison with the baselines, whatever the scores
     language: str | None = None
     base_model: str | None = None  # Hub id or directory
     limits: Sequence[str] = ()
@@ -193,7 +256,10 @@ class CardFacts:
 def model_card(trainer: Trainer, facts: CardFacts, *, has_curve: bool) -> ModelCard:
     """The card of the model that `trainer` holds."""
     model = trainer.accelerator.unwrap_model(trainer.model)
-    name = str(trainer.args.hub_model_id or Path(str(trainer.args.output_dir)).resolve().name)
+    asked = trainer.args.hub_model_id or ""
+    # A name alone is no id yet: the Hub puts the user's name before it when the model is pushed.
+    hub_id = getattr(trainer, "hub_model_id", None) or (asked if "/" in asked else None)
+    name = str(hub_id or asked or Path(str(trainer.args.output_dir)).resolve().name)
     results = [
         EvalResult(
             task_type=facts.task,
@@ -224,9 +290,9 @@ def model_card(trainer: Trainer, facts: CardFacts, *, has_curve: bool) -> ModelC
         _introduction(model, facts),
         "## Results\n\n" + _results(facts),
         "![Loss by step](loss_curve.png)" if has_curve else "",
-        "## How to load it\n\n" + _loading(name, model, facts),
+        "## How to load it\n\n" + _loading(hub_id, model, facts),
         f"## Data\n\n{facts.data}. Examples: {sizes}.",
-        "## Training\n\n" + _training(trainer, facts),
+        "## Training\n\n" + _training(trainer, model, facts),
         "## Limits\n\n" + "\n".join(f"- {limit}" for limit in facts.limits),
     ]
     body = "\n\n".join(section for section in sections if section)
@@ -247,49 +313,62 @@ def _tags(model: PreTrainedModel) -> list[str]:
 
 
 def _introduction(model: PreTrainedModel, facts: CardFacts) -> str:
-    parameters = model.num_parameters() / 1e6
-    return (
-        f"A `{type(model).__name__}` for {facts.task} with {parameters:.1f} million parameters,"
-        f" {facts.origin}. {facts.lengths}"
-    )
+    sentences = [
+        f"A `{type(model).__name__}` for {facts.task} with"
+        f" {count_in_words(model.num_parameters())} parameters, {facts.origin}.",
+        facts.lengths,
+    ]
+    if facts.rows:
+        sentences.append(verdict(facts.rows) if facts.claims else facts.finding)
+    return " ".join(sentences)
+
+
+def count_in_words(count: int) -> str:
+    """A count as it is read: "12.3 million", and below a million every digit."""
+    return f"{count / 1e6:,.1f} million" if count >= 1e6 else f"{count:,}"
 
 
 def _results(facts: CardFacts) -> str:
     if not facts.rows:
         return "The model was not evaluated in this run."
+    names = _baseline_names(facts.rows)
     lines = [
         f"On the {facts.evaluated_split} split:",
         "",
-        "| metric | this model | baseline |",
-        "|---|---|---|",
+        "| " + " | ".join(["metric", "this model", *names]) + " |",
+        "|---" * (2 + len(names)) + "|",
     ]
     for row in facts.rows:
-        baseline = "" if row.baseline is None else f"{row.baseline:.3f}"
-        lines.append(f"| {row.name} | {row.value:.3f} | {baseline} |")
-    return "\n".join([*lines, "", f"Baseline: {facts.baseline}"])
+        values = [row.value, *(row.baselines.get(name) for name in names)]
+        cells = ("" if value is None else f"{value:.3f}" for value in values)
+        lines.append(f"| {row.name} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", " ".join(filter(None, [facts.finding, facts.baselines]))])
 
 
-def _loading(name: str, model: PreTrainedModel, facts: CardFacts) -> str:
+def _loading(hub_id: str | None, model: PreTrainedModel, facts: CardFacts) -> str:
     own = _own(model)
-    imports = f"import {_LIBRARY}  # registers the architecture\n" if own else ""
-    install = f"`pip install {_LIBRARY}`, then:\n\n" if own else ""
-    return (
-        f"{install}```python\n{imports}"
-        f"from transformers import {facts.auto_class}, AutoTokenizer\n\n"
-        f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n'
-        f'model = {facts.auto_class}.from_pretrained("{name}")\n'
-        f"{facts.usage.strip()}\n```"
-    )
+    lines = [f"import {_LIBRARY}  # registers the architecture"] if own else []
+    lines.append(f"from transformers import {facts.auto_class}, AutoTokenizer\n")
+    if hub_id is None:
+        lines.append('model_folder = "."  # the folder of this card, or the id it has on the Hub')
+    place = "model_folder" if hub_id is None else f'"{hub_id}"'
+    lines += [
+        f"tokenizer = AutoTokenizer.from_pretrained({place})",
+        f"model = {facts.auto_class}.from_pretrained({place})",
+        facts.usage.strip(),
+    ]
+    code = "\n".join(lines)
+    return f"{_INSTALL if own else ''}```python\n{code}\n```"
 
 
-def _training(trainer: Trainer, facts: CardFacts) -> str:
+def _training(trainer: Trainer, model: PreTrainedModel, facts: CardFacts) -> str:
     args = trainer.args
-    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     rows = {
+        "model": _architecture(model),
         "optimizer steps": f"{trainer.state.global_step:,}",
         "epochs": f"{trainer.state.epoch or 0:.2f}",
-        "batch size": str(batch),
-        "learning rate": f"{args.learning_rate:g} ({getattr(args.lr_scheduler_type, 'value', '')})",
+        "batch size": str(trainer.get_total_train_batch_size(args)),
+        "learning rate": _learning_rate(trainer),
         "seed": str(args.seed),
         **facts.details,
         "versions": (
@@ -300,22 +379,64 @@ def _training(trainer: Trainer, facts: CardFacts) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {key} | {text} |" for key, text in rows.items())])
 
 
-class _OwnCard:
-    """A trainer that keeps the run's own model card when it pushes to the Hub.
+def _architecture(model: PreTrainedModel) -> str:
+    """Layers, width, heads and vocabulary of the model as it is, not as it was asked for."""
+    config = model.config
+    parts = [f"`{config.model_type}`"]
+    for name, field_name in (("layers", "attn_layers"), ("decoder layers", "decoder_attn_layers")):
+        if kinds := getattr(config, field_name, None):
+            parts.append(f"{name} {len(kinds)} ({', '.join(kinds)})")
+    for name, field_name in (
+        ("width", "hidden_size"),
+        ("heads", "num_attention_heads"),
+        ("vocabulary", "vocab_size"),
+    ):
+        value = getattr(config, field_name, None)
+        if isinstance(value, int):  # in other people's models it may be one for each layer
+            parts.append(f"{name} {value:,}")
+    return ", ".join(parts)
 
-    The stock trainer would overwrite README.md with a card that knows no data and no baseline.
+
+def _learning_rate(trainer: Trainer) -> str:
+    """What the optimizer worked with: a resumed run goes on with that of its checkpoint."""
+    groups = getattr(trainer.optimizer, "param_groups", [{}])
+    history = trainer.state.log_history
+    logged = [entry["learning_rate"] for entry in history if "learning_rate" in entry]
+    highest = groups[0].get("initial_lr", max(logged, default=None))
+    if highest is None:
+        return "not recorded"
+    scheduler = getattr(trainer.args.lr_scheduler_type, "value", trainer.args.lr_scheduler_type)
+    course = f", logged from {logged[0]:.3g} to {logged[-1]:.3g}" if logged else ""
+    return f"{highest:g} ({scheduler}){course}"
+
+
+class _RunTrainer:
+    """A trainer that shows what a run did: losses of short runs, and the run's own model card.
+
+    The stock trainer would overwrite README.md with a card that knows no data and no baseline when
+    it pushes to the Hub.
     """
 
     card: ModelCard | None = None
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.add_callback(ShortRunLogger())
 
     def create_model_card(self: Any, *args: Any, **kwargs: Any) -> None:
         if self.card is not None and self.is_world_process_zero():
             self.card.save(Path(str(self.args.output_dir)) / "README.md")
 
+    def _issue_warnings_after_load(self: Any, load_result: Any) -> None:
+        # A checkpoint stores tied weights once, and they are back once their source is.
+        tied = getattr(self.model, "all_tied_weights_keys", None) or {}
+        missing = [key for key in load_result.missing_keys if key not in tied]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))  # type: ignore[misc]
 
-class CardTrainer(_OwnCard, Trainer):
+
+class CardTrainer(_RunTrainer, Trainer):
     """`Trainer` with the run's own model card."""
 
 
-class CardSeq2SeqTrainer(_OwnCard, Seq2SeqTrainer):
+class CardSeq2SeqTrainer(_RunTrainer, Seq2SeqTrainer):
     """`Seq2SeqTrainer` with the run's own model card."""

@@ -1,6 +1,6 @@
 """Scores, each next to a baseline that costs nothing.
 
-- Summaries: ROUGE, next to the lead of the document.
+- Summaries: ROUGE, next to leads of the document and to the best constant output.
 - Classes: accuracy and macro-F1, next to the most frequent class.
 - Language models: bits per byte, next to the xz compressor.
 """
@@ -8,9 +8,9 @@
 import lzma
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 from datasets import Dataset
@@ -28,6 +28,13 @@ from training.rouge import (
 IGNORED_LABEL = -100
 
 _COMPRESSED_BYTES = 8 << 20
+# What finding the best constant output may cost: so many summaries, each compared with so many
+# references; the few best by words alone are compared in full.
+CONSTANT_CANDIDATES = 200
+CONSTANT_REFERENCES = 50
+_SHORTLIST = 10
+# Outputs that differ less often than this, per different reference, ignore the document.
+_LEAST_DISTINCT_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -35,10 +42,11 @@ class LeadBaseline:
     """The lead baseline: the beginning of the document, presented as its summary.
 
     A summarizer that does not beat it has learned nothing worth having, and for news or meetings
-    it is not easy to beat. Its length decides its score, so that length must not depend on the
-    model: it is the mean length of the reference summaries (of the training split, where there is
-    one, because a baseline may not look at the references it is scored on). Cut to the length of
-    the model's own outputs it would be weak whenever the model stops early, and flatter the model.
+    it is not easy to beat. Its length decides its score, so there are two of them. One has the mean
+    length of the reference summaries (of the training split, where there is one, because a baseline
+    may not look at the references it is scored on): cut to the length of the model's outputs alone
+    it would be weak whenever the model stops early, and flatter the model. The other has the mean
+    length of the model's own outputs: where F1 favours that length, it favours both.
 
     Attributes:
         length: in words (in Chinese: characters).
@@ -57,10 +65,13 @@ class LeadBaseline:
         """
         if not summaries:
             raise ValueError("summaries: expected at least one, got none")
-        lang = resolve_language(lang, summaries)
-        tokenizer = tokenizer_for(lang)
-        lengths = [len(tokenizer.tokenize(summary)) for summary in summaries]
-        return cls(max(1, round(sum(lengths) / len(lengths))), lang)
+        return cls(1, resolve_language(lang, summaries)).of_length_of(summaries)
+
+    def of_length_of(self, texts: Sequence[str]) -> "LeadBaseline":
+        """This baseline with the mean length of `texts`, at least 1."""
+        tokenizer = tokenizer_for(self.lang)
+        lengths = [len(tokenizer.tokenize(text)) for text in texts]
+        return replace(self, length=max(1, round(sum(lengths) / len(lengths))))
 
     @property
     def unit(self) -> str:
@@ -73,16 +84,80 @@ class LeadBaseline:
         return [tokenizer.leading(document, self.length) for document in documents]
 
 
+def best_constant(
+    candidates: Sequence[str],
+    references: Sequence[str] | None,
+    *,
+    lang: str | None = None,
+    use_stemmer: bool = False,
+) -> int:
+    """The candidate that is the best summary to give for every document, by its number.
+
+    It is what a model can score that never looks at a document. At most `CONSTANT_CANDIDATES`
+    candidates and `CONSTANT_REFERENCES` references count, evenly spread; the ten with the best
+    unigram F1 are compared by the sum of ROUGE-1, ROUGE-2 and ROUGE-L.
+
+    Args:
+        candidates: summaries, of the training split where there is one.
+        references: the validation summaries; None: the candidates, each without itself.
+        lang: language of the texts, see `tokenizer_for`.
+        use_stemmer: compare English word stems.
+
+    Raises:
+        ValueError: there are no candidates.
+    """
+    if not candidates:
+        raise ValueError("candidates: expected at least one summary, got none")
+    tokenizer = tokenizer_for(lang)
+    texts = candidates if references is None else references
+    rows = _spread(len(texts), CONSTANT_REFERENCES)
+    words = {row: Counter(tokenizer.tokenize(texts[row])) for row in rows}
+
+    def others(number: int) -> list[int]:
+        found = [row for row in rows if references is not None or row != number]
+        return found or rows  # a single summary has no others
+
+    def unigram_f1(number: int) -> float:
+        own = Counter(tokenizer.tokenize(candidates[number]))
+        scores = [
+            2 * (own & words[row]).total() / max(1, own.total() + words[row].total())
+            for row in others(number)
+        ]
+        return float(np.mean(scores))
+
+    def rouge(number: int) -> float:
+        known = [texts[row] for row in others(number)]
+        constant = [candidates[number]] * len(known)
+        return sum(compute_rouge(constant, known, lang=lang, use_stemmer=use_stemmer).values())
+
+    numbers = _spread(len(candidates), CONSTANT_CANDIDATES)
+    shortlist = sorted(numbers, key=unigram_f1, reverse=True)[:_SHORTLIST]
+    return max(shortlist, key=rouge)
+
+
+def _spread(count: int, limit: int) -> list[int]:
+    """At most `limit` of the numbers below `count`, at even distances."""
+    step = max(1.0, count / limit)
+    return [int(step * number) for number in range(min(count, limit))]
+
+
 def _rows(
-    metrics: dict[str, float], prefix: str, names: dict[str, str], baseline: str
+    metrics: Mapping[str, float],
+    prefix: str,
+    names: Mapping[str, str],
+    baselines: Mapping[str, str],
 ) -> list[MetricRow]:
-    """Those of the metrics `names` that are there, each next to that of the baseline."""
+    """Those of the metrics `names` that are there, each next to the `baselines` that are there."""
     return [
         MetricRow(
             metric.lower(),
             name,
             metrics[f"{prefix}_{metric}"],
-            metrics[f"{prefix}_{baseline}_{metric}"],
+            {
+                label: metrics[f"{prefix}_{baseline}_{metric}"]
+                for baseline, label in baselines.items()
+                if f"{prefix}_{baseline}_{metric}" in metrics
+            },
         )
         for metric, name in names.items()
         if f"{prefix}_{metric}" in metrics
@@ -102,8 +177,17 @@ class SummaryScorer:
         pairs: the split, with columns "document" and "summary".
         labels: the label ids of the same rows, as the trainer sees them.
         lead: the baseline; its language is that of the summaries.
+        constant: the best constant output, see `best_constant`.
+        constant_row: the row of `pairs` that `constant` was taken from, which then does not count
+            for it; None: it comes from another split.
         use_stemmer: compare English word stems.
     """
+
+    BASELINES: ClassVar[Mapping[str, str]] = {
+        "lead": "lead baseline",
+        "output_length_lead": "lead of output length",
+        "constant": "best constant output",
+    }
 
     def __init__(
         self,
@@ -111,35 +195,80 @@ class SummaryScorer:
         pairs: Dataset,
         labels: Iterable[Sequence[int]],
         lead: LeadBaseline,
+        constant: str,
         *,
+        constant_row: int | None = None,
         use_stemmer: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
         self._pairs = pairs
-        self._lang = lead.lang
+        self._lead = lead
         self._use_stemmer = use_stemmer
         self._rows_of_labels: dict[tuple[int, ...], list[int]] = {}
         for row, ids in enumerate(labels):
             self._rows_of_labels.setdefault(self._key(ids), []).append(row)
-        scores = self._rouge(lead.summaries(pairs["document"]), list(pairs["summary"]))
-        self.lead_scores = {f"lead_{name}": score for name, score in scores.items()}
+        references = list(pairs["summary"])
+        others = [text for row, text in enumerate(references) if row != constant_row] or references
+        self._fixed_scores = {
+            **self._rouge(lead.summaries(pairs["document"]), references, "lead_"),
+            **self._rouge([constant] * len(others), others, "constant_"),
+        }
+        self._distinct_references = len(set(references))
         self._generated: dict[int, str] = {}
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
-        """ROUGE of the model and of the lead baseline, and the mean generated length in tokens."""
+        """ROUGE of the model and of the baselines, how many outputs differ, and their length.
+
+        `gen_len` counts tokens of the model, `output_length` what ROUGE counts.
+        """
         generated = self._decoded(prediction.predictions)
         rows = self._split_rows(prediction.label_ids)
         references = [self._pairs[row]["summary"] for row in rows]
-        scores = self._rouge(generated, references)
         self._generated = dict(sorted(zip(rows, generated, strict=True)))
-        lengths = [len(self._key(ids)) for ids in np.asarray(prediction.predictions)]
-        metrics = scores | self.lead_scores | {"gen_len": float(np.mean(lengths))}
+        lead = self._lead.of_length_of(generated)
+        leads = lead.summaries([self._pairs[row]["document"] for row in rows])
+        metrics = {
+            **self._rouge(generated, references),
+            **self._fixed_scores,
+            **self._rouge(leads, references, "output_length_lead_"),
+            "distinct_outputs": self._distinct_outputs(),
+            "output_length": lead.length,
+            "gen_len": float(
+                np.mean([len(self._key(ids)) for ids in np.asarray(prediction.predictions)])
+            ),
+        }
         return {name: round(value, 4) for name, value in metrics.items()}
 
-    @staticmethod
-    def rows(metrics: dict[str, float], prefix: str) -> list[MetricRow]:
-        """ROUGE of model and lead baseline, from metrics with a trainer's `prefix`."""
-        return _rows(metrics, prefix, ROUGE_NAMES, "lead")
+    @classmethod
+    def rows(cls, metrics: Mapping[str, float], prefix: str) -> list[MetricRow]:
+        """ROUGE of the model and of the baselines, from metrics with a trainer's `prefix`."""
+        return _rows(metrics, prefix, ROUGE_NAMES, cls.BASELINES)
+
+    @property
+    def ignores_the_document(self) -> bool:
+        """Whether the outputs of the last evaluation hardly differ.
+
+        That is, one output alone, or less than one for ten different references. A model that
+        writes the same of every document can score well, and has learned nothing about documents.
+        """
+        least = max(2.0, _LEAST_DISTINCT_SHARE * self._distinct_references)
+        return self._distinct_references > 1 and 0 < self._distinct_outputs() < least
+
+    @property
+    def finding(self) -> str:
+        """How many outputs of the last evaluation differ, and what that says, as a sentence."""
+        distinct = self._distinct_outputs()
+        outputs = "output" if distinct == 1 else "outputs"
+        counted = f"{distinct} distinct {outputs} of {len(self._generated)}"
+        if not self.ignores_the_document:
+            return f"{counted}."
+        return (
+            f"{counted}: the model ignores the document. Whatever it scores is no win over a"
+            " baseline."
+        )
+
+    def _distinct_outputs(self) -> int:
+        return len(set(self._generated.values()))
 
     def records(self) -> list[dict[str, str]]:
         """Reference and generated summary of every example of the last evaluation."""
@@ -161,8 +290,13 @@ class SummaryScorer:
             found.append(Sample(title=f"example {row}", parts=parts))
         return found
 
-    def _rouge(self, summaries: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-        return compute_rouge(summaries, references, lang=self._lang, use_stemmer=self._use_stemmer)
+    def _rouge(
+        self, summaries: Sequence[str], references: Sequence[str], prefix: str = ""
+    ) -> dict[str, float]:
+        scores = compute_rouge(
+            summaries, references, lang=self._lead.lang, use_stemmer=self._use_stemmer
+        )
+        return {prefix + name: score for name, score in scores.items()}
 
     def _key(self, ids: Sequence[int] | np.ndarray) -> tuple[int, ...]:
         """The ids without padding, which differs between batches."""
@@ -186,6 +320,51 @@ class SummaryScorer:
         ids = np.where(ids == IGNORED_LABEL, self._tokenizer.pad_token_id, ids)
         texts = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [text.strip() for text in texts]
+
+
+def summary_scorers(
+    pairs: Mapping[str, Dataset],
+    encoded: Mapping[str, Dataset],
+    tokenizer: PreTrainedTokenizerBase,
+    lead: LeadBaseline,
+    *,
+    use_stemmer: bool = False,
+) -> dict[str, SummaryScorer]:
+    """What scores each split but "train".
+
+    The constant is a training summary, chosen on the validation split. Without a training split it
+    is a summary of the first split there is, where its own document does not count for it; without
+    a validation split it is chosen on the other candidates.
+
+    Args:
+        pairs: the splits, with columns "document" and "summary".
+        encoded: the same rows with their "labels".
+        tokenizer: decodes the generated ids.
+        lead: the baseline; its language is that of the summaries.
+        use_stemmer: compare English word stems.
+    """
+    source = "train" if "train" in pairs else next(iter(pairs))
+    candidates = list(pairs[source]["summary"])
+    held_out = pairs["validation"] if source != "validation" and "validation" in pairs else None
+    row = best_constant(
+        candidates,
+        None if held_out is None else list(held_out["summary"]),
+        lang=lead.lang,
+        use_stemmer=use_stemmer,
+    )
+    return {
+        split: SummaryScorer(
+            tokenizer,
+            texts,
+            encoded[split]["labels"],
+            lead,
+            candidates[row],
+            constant_row=row if split == source else None,
+            use_stemmer=use_stemmer,
+        )
+        for split, texts in pairs.items()
+        if split != "train"
+    }
 
 
 def accuracy(predicted: np.ndarray, actual: np.ndarray) -> float:
@@ -239,7 +418,7 @@ class ClassificationScorer:
     def rows(metrics: dict[str, float], prefix: str) -> list[MetricRow]:
         """Accuracy and macro-F1 of model and majority class, from metrics with a `prefix`."""
         names = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
-        return _rows(metrics, prefix, names, "majority")
+        return _rows(metrics, prefix, names, {"majority": "majority class"})
 
 
 def majority_class(labels: Sequence[int]) -> int:

@@ -115,6 +115,8 @@ def test_card_reports_data_metrics_baseline_and_how_to_load(data_files, small_ru
         "train 12, validation 4",
         "| optimizer steps | 2 |",
         "the first 2 words of the document",
+        "Best constant output: one text for every document",
+        " of 4",
         "Trained from scratch on 12 examples",
         "import reformer_hf",
         "AutoModelForSeq2SeqLM.from_pretrained",
@@ -122,6 +124,30 @@ def test_card_reports_data_metrics_baseline_and_how_to_load(data_files, small_ru
     ):
         assert part in card.text
     assert str(tmp_path) not in card.content
+
+
+def test_a_model_that_ignores_the_document_is_shown_as_such(
+    data_files, small_run, tmp_path, capsys
+):
+    # One token of output, from weights that have learned nothing: the same for every document.
+    few = ["--max_source_length", "48", "--max_target_length", "1", "--vocab_size", "300"]
+    frozen = ["--learning_rate", "0", "--do_predict"]
+    metrics = run_summarization.summarize([*data_files, *small_run, *few, *frozen])
+    assert metrics["predict_distinct_outputs"] == 1
+    sentence = "1 distinct output of 4: the model ignores the document"
+    card = (tmp_path / "run" / "README.md").read_text()
+    for text in (capsys.readouterr().out, card):
+        assert sentence in text
+        assert "The model beats" not in text
+    assert "| best constant output |" in card
+
+
+def test_a_run_without_a_learning_rate_says_which_it_takes(data_files, small_run, tmp_path, caplog):
+    unnamed = [text for text in small_run if text not in ("--learning_rate", "1e-3")]
+    run_summarization.summarize([*data_files, *unnamed, *LENGTHS])
+    assert history(tmp_path / "run")[0]["learning_rate"] == 5e-4
+    assert "the default for a model from scratch" in caplog.text
+    assert "| learning rate | 0.0005 (linear)" in (tmp_path / "run" / "README.md").read_text()
 
 
 def test_evaluation_before_training_is_reported(data_files, small_run, tmp_path):

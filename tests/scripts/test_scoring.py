@@ -16,9 +16,11 @@ from training.scoring import (
     LeadBaseline,
     SummaryScorer,
     accuracy,
+    best_constant,
     language_modeling_metrics,
     macro_f1,
     majority_class,
+    summary_scorers,
     xz_bits_per_byte,
 )
 
@@ -130,12 +132,12 @@ def scorer():
     labels = [
         tokenizer(text, max_length=12, truncation=True).input_ids for text in pairs["summary"]
     ]
-    return tokenizer, labels, SummaryScorer(tokenizer, pairs, labels, LeadBaseline(2))
+    return tokenizer, labels, SummaryScorer(tokenizer, pairs, labels, LeadBaseline(2), "one two")
 
 
 def prediction(tokenizer, labels, rows, texts):
     def padded(ids, filler):
-        return ids + [filler] * (40 - len(ids))
+        return ids + [filler] * (64 - len(ids))
 
     outputs = [padded([tokenizer.pad_token_id, *tokenizer(text).input_ids], -100) for text in texts]
     return EvalPrediction(
@@ -172,6 +174,125 @@ def test_scorer_puts_the_lead_baseline_next_to_the_model(scorer):
     assert metrics["rouge1"] == 0.0
     for name, value in expected.items():
         assert metrics[f"lead_{name}"] == pytest.approx(value, abs=1e-3)
+
+
+def test_a_lead_as_long_as_the_outputs_stands_next_to_the_model(scorer):
+    tokenizer, labels, score = scorer
+    metrics = score(prediction(tokenizer, labels, [0, 1], ["alpha", "one"]))
+    expected = compute_rouge(["alpha", "one"], ["alpha beta delta epsilon", "one two"])
+    assert metrics["output_length"] == 1
+    for name, value in expected.items():
+        assert metrics[f"output_length_lead_{name}"] == pytest.approx(value, abs=1e-3)
+        assert metrics[name] == metrics[f"output_length_lead_{name}"]
+
+
+def test_best_constant_stands_next_to_the_model(scorer):
+    tokenizer, labels, score = scorer
+    metrics = score(prediction(tokenizer, labels, [0], ["alpha"]))
+    # "one two" for three documents: right once.
+    assert metrics["constant_rouge1"] == pytest.approx(100 / 3, abs=1e-3)
+    (rouge1, *_) = SummaryScorer.rows({f"eval_{k}": v for k, v in metrics.items()}, "eval")
+    assert set(rouge1.baselines) == set(SummaryScorer.BASELINES.values())
+
+
+def test_best_constant_is_the_candidate_nearest_to_the_held_out_summaries():
+    held_out = ["the group agreed on the budget", "the group agreed on the date", "they ate"]
+    candidates = ["they ate", "the group agreed on the plan", "nothing"]
+    assert best_constant(candidates, held_out) == 1
+    assert best_constant(["我爱北京", "你好"], ["我爱上海", "我爱"], lang="zh") == 0
+    with pytest.raises(ValueError, match="candidates: expected at least one"):
+        best_constant([], held_out)
+
+
+def test_best_constant_of_the_references_themselves_does_not_count_itself():
+    # Each is perfect for itself; but for that, the first is nearest to the others.
+    summaries = ["a b c d", "a b x y", "c d v w", "unlike every other one here"]
+    assert best_constant(summaries, None) == 0
+    assert best_constant(["alone"], None) == 0
+
+
+def test_finding_the_best_constant_is_bounded(monkeypatch):
+    compared = []
+
+    def count(predictions, references, **options):
+        compared.append(len(predictions))
+        return {"rouge1": float(predictions[0].split()[1])}
+
+    monkeypatch.setattr("training.scoring.compute_rouge", count)
+    best_constant([f"word {number}" for number in range(5000)], ["word 1"] * 3000)
+    assert compared == [50] * 10
+
+
+def test_a_split_without_training_data_does_not_count_the_constants_own_document():
+    tokenizer = byte_tokenizer()
+    pairs = Dataset.from_dict({"document": ["x", "y", "z"], "summary": ["a b", "a c", "d"]})
+    encoded = Dataset.from_dict({"labels": [tokenizer(t).input_ids for t in pairs["summary"]]})
+
+    def constant_rouge1(splits):
+        scorers = summary_scorers(
+            splits, dict.fromkeys(splits, encoded), tokenizer, LeadBaseline(1)
+        )
+        labels = encoded["labels"][:]
+        assert set(scorers) == {"validation"}
+        texts = ["a b", "a c", "d"]
+        metrics = scorers["validation"](prediction(tokenizer, labels, [0, 1, 2], texts))
+        return metrics["constant_rouge1"]
+
+    # "a b" or "a c": half right for the other one, wrong for "d".
+    assert constant_rouge1({"validation": pairs}) == pytest.approx(25.0)
+    # As a training summary it may be right by chance.
+    assert constant_rouge1({"train": pairs, "validation": pairs}) == pytest.approx(50.0)
+
+
+def many(count, outputs):
+    """The finding about `outputs` for `count` different documents and references."""
+    tokenizer = byte_tokenizer()
+    texts = [f"summary number {row}" for row in range(count)]
+    pairs = Dataset.from_dict({"document": texts, "summary": texts})
+    labels = [tokenizer(text).input_ids for text in texts]
+    score = SummaryScorer(tokenizer, pairs, labels, LeadBaseline(2), "summary number 1")
+    metrics = score(prediction(tokenizer, labels, list(range(count)), outputs))
+    return score, metrics
+
+
+def test_one_output_for_every_document_is_called_by_its_name():
+    score, metrics = many(37, ["summary number 9"] * 37)
+    assert metrics["distinct_outputs"] == 1
+    assert score.ignores_the_document
+    assert score.finding.startswith("1 distinct output of 37: the model ignores the document")
+
+
+def test_one_string_that_beats_the_lead_does_not_beat_the_best_constant():
+    tokenizer = byte_tokenizer()
+    topics = ["budget", "remote", "design", "market", "school", "law", "hash", "robot"]
+    summaries = [f"the group discussed the {topic} and then the date" for topic in topics]
+    pairs = Dataset.from_dict({"document": ["Yeah. Okay, right."] * 8, "summary": summaries})
+    encoded = Dataset.from_dict({"labels": [tokenizer(text).input_ids for text in summaries]})
+    splits = {"train": pairs, "test": pairs}
+    score = summary_scorers(splits, dict.fromkeys(splits, encoded), tokenizer, LeadBaseline(9))
+    outputs = ["the the the, the the."] * 8
+    metrics = score["test"](prediction(tokenizer, encoded["labels"][:], range(8), outputs))
+    for name in ("rouge1", "rougeL"):
+        assert metrics[f"lead_{name}"] < metrics[name] < metrics[f"constant_{name}"]
+    assert score["test"].ignores_the_document
+
+
+def test_outputs_that_hardly_differ_ignore_the_document_and_others_do_not():
+    few = ["summary number 1", "summary number 2", "summary number 3", *["one more"] * 34]
+    assert many(37, [text.replace("3", "2") for text in few])[0].ignores_the_document
+    assert not many(37, few)[0].ignores_the_document
+    assert many(2, ["same", "same"])[0].ignores_the_document
+    assert many(2, ["one", "other"])[0].finding == "2 distinct outputs of 2."
+    assert not many(1, ["alone"])[0].ignores_the_document
+
+
+def test_a_constant_is_right_where_the_references_are_one():
+    tokenizer = byte_tokenizer()
+    pairs = Dataset.from_dict({"document": ["x", "y"], "summary": ["yes", "yes"]})
+    labels = [tokenizer("yes").input_ids] * 2
+    score = SummaryScorer(tokenizer, pairs, labels, LeadBaseline(1), "yes")
+    score(prediction(tokenizer, labels, [0, 1], ["yes", "yes"]))
+    assert not score.ignores_the_document
 
 
 def test_accuracy_and_macro_f1_by_hand():

@@ -108,14 +108,16 @@ def number_of_labels(value: Any) -> None:
         raise ValueError(f"`num_labels` must be an integer of at least 1, got {value!r}")
 
 
-def misspelt(name: str, known: Collection[str]) -> None:
+def misspelt(name: str, known: Collection[str], kind: str = "field of the configuration") -> None:
     """A name that is none of the known ones, but so close to one that it must have been meant.
 
-    Others may stand in a configuration: transformers, hubs and adapters add fields of their own.
+    Others are let through: transformers, hubs and adapters add fields and arguments of their own.
     """
+    if name in known:
+        return
     close = difflib.get_close_matches(name, known, n=1, cutoff=_MISSPELT_FROM)
-    if close and name not in known:
-        raise ValueError(f"`{name}` is no field of the configuration, did you mean `{close[0]}`?")
+    if close:
+        raise ValueError(f"`{name}` is no {kind}, did you mean `{close[0]}`?")
 
 
 def shape(config: Any, name: str, maximum: str) -> None:

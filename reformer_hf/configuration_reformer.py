@@ -241,7 +241,12 @@ class ReformerConfig(PreTrainedConfig):
         """A configuration from the fields of a `config.json`, read as ours if need be."""
         for name in kwargs:
             misspelt(name, cls._field_names())
-        return super().from_dict(cls._read(config_dict, kwargs), **kwargs)
+        fields = cls._read(config_dict, kwargs)
+        if "num_labels" in kwargs and kwargs["num_labels"] != len(fields.get("id2label") or ()):
+            # Another number is asked for than the file has names of.
+            names = ("id2label", "label2id")
+            fields = {name: value for name, value in fields.items() if name not in names}
+        return super().from_dict(fields, **kwargs)
 
     @classmethod
     def _read(cls, fields: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

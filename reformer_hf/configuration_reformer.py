@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -17,6 +18,8 @@ from reformer_hf.configuration_checks import (
     check_rest,
     check_sizes,
     integer,
+    misspelt,
+    number_of_labels,
     probability,
     shape,
     token_id,
@@ -92,7 +95,7 @@ class ReformerConfig(PreTrainedConfig):
         reversible (`bool`, defaults to `True`): recompute activations instead of storing them.
         exact_reversible (`bool`, defaults to `True`): recompute them bit for bit.
         residual_grid (`float`, defaults to 2**-20): what residuals are rounded to for that, a power
-            of two.
+            of two in `[2**-24, 2**-8]`.
         stream_merge (`str`, defaults to `"mean"`): how the two residual streams end: `"mean"`
             (`hidden_size` features) or `"concat"` (twice as many, as in transformers' Reformer).
         chunk_size_feed_forward (`int`, defaults to 4096): positions of one feed-forward slice;
@@ -115,7 +118,8 @@ class ReformerConfig(PreTrainedConfig):
             `None` and 1.
 
     Raises:
-        ValueError: an impossible value, naming the field, what is expected and what was given.
+        ValueError: an impossible value, naming the field, what is expected and what was given; or
+            a name that is no field, but close to one. Other names are kept as they are.
 
     Example:
         >>> from reformer_hf import ReformerConfig
@@ -176,6 +180,11 @@ class ReformerConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = 1
 
     def __setattr__(self, name: str, value: Any) -> None:
+        # Also the way in which transformers keeps what was given and is no field.
+        if name == "num_labels":
+            number_of_labels(value)
+        elif not (name.startswith("_") or hasattr(type(self), name)):
+            misspelt(name, self._field_names())
         try:
             super().__setattr__(name, value)
         except StrictDataclassError as error:
@@ -187,6 +196,11 @@ class ReformerConfig(PreTrainedConfig):
             value = getattr(self, name)
             if isinstance(value, tuple):
                 setattr(self, name, list(value))
+        labels, names = kwargs.get("num_labels"), self.id2label
+        if names is not None and not isinstance(names, Mapping):
+            raise ValueError(f"`id2label` must be a dict from class to name, got {names!r}")
+        if names is not None and labels is not None and labels != len(names):
+            raise ValueError(f"`num_labels` must be {len(names)}, as in `id2label`, got {labels!r}")
         try:
             super().__post_init__(**kwargs)
         except AttributeError as error:
@@ -225,7 +239,14 @@ class ReformerConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """A configuration from the fields of a `config.json`, read as ours if need be."""
-        return super().from_dict(cls._read(config_dict, kwargs), **kwargs)
+        for name in kwargs:
+            misspelt(name, cls._field_names())
+        fields = cls._read(config_dict, kwargs)
+        if "num_labels" in kwargs and kwargs["num_labels"] != len(fields.get("id2label") or ()):
+            # Another number is asked for than the file has names of.
+            names = ("id2label", "label2id")
+            fields = {name: value for name, value in fields.items() if name not in names}
+        return super().from_dict(fields, **kwargs)
 
     @classmethod
     def _read(cls, fields: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -243,6 +264,14 @@ class ReformerConfig(PreTrainedConfig):
     @classmethod
     def _sequence_fields(cls) -> tuple[str, ...]:
         return ("attn_layers", "axial_pos_shape", "axial_pos_embds_dim", "num_buckets")
+
+    @classmethod
+    def _field_names(cls) -> list[str]:
+        return [
+            *(field.name for field in dataclasses.fields(cls)),
+            "num_labels",
+            "num_hidden_layers",
+        ]
 
     @property
     def num_hidden_layers(self) -> int:

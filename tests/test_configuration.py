@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoConfig
 
 from reformer_hf import ReformerConfig, ReformerSeq2SeqConfig
 from reformer_hf.choices import ATTENTION_BACKENDS
+from reformer_hf.configuration_checks import COARSEST_GRID
 from reformer_hf.configuration_reformer import derive_axial_shape, split_features
 from reformer_hf.ops import windowed_attention
+from tests.models.builders import HEAD_OF, NO_DROPOUT
 
 NAN, INFINITY = math.nan, math.inf
 
@@ -51,7 +54,9 @@ FLAGS = (
     "exact_reversible",
     "is_decoder",
     "tie_word_embeddings",
+    "use_cache",
 )
+OPTIONAL_FLAGS = ("return_dict", "output_hidden_states", "output_attentions")
 CHOICES = (
     "hidden_act",
     "hash_family",
@@ -72,9 +77,17 @@ IMPOSSIBLE: list[tuple[str, Any]] = [
     *((name, value) for name in SCALES for value in (-0.02, NAN, INFINITY, None)),
     *((name, value) for name in POSITIVE for value in (0.0, -1.0, NAN, INFINITY)),
     *((name, value) for name in FLAGS for value in (None, 2, "yes")),
+    *((name, value) for name in OPTIONAL_FLAGS for value in (2, "yes")),
     *((name, value) for name in CHOICES for value in ("other", None, 3)),
     *((name, value) for name in TOKENS for value in (-1, 320, 2.5)),
     ("eos_token_id", [1, 320]),
+    ("eos_token_id", []),
+    ("eos_token_id", [1, None]),
+    ("pad_token_id", [0, 1]),  # only an end may be one of several tokens
+    ("bos_token_id", [1]),
+    ("problem_type", "classification"),
+    *(("num_labels", value) for value in (0, -1, 2.5, True, None, "3")),
+    ("id2label", ["a", "b"]),
     ("attn_layers", []),
     ("attn_layers", "lsh"),
     ("attn_layers", ["lsh", "sparse"]),
@@ -96,6 +109,8 @@ IMPOSSIBLE: list[tuple[str, Any]] = [
     ("residual_grid", 0.0),
     ("residual_grid", 0.3),
     ("residual_grid", 4.0),
+    ("residual_grid", 1.0),
+    ("residual_grid", 2.0**-7),
     ("residual_grid", 2.0**-40),
     ("residual_grid", NAN),
     ("residual_grid", -0.5),
@@ -104,7 +119,7 @@ IMPOSSIBLE_SEQ2SEQ: list[tuple[str, Any]] = [
     *(("max_target_positions", value) for value in (0, -1, 2.5, None)),
     *(("decoder_feed_forward_size", value) for value in (0, -1, 2.5)),
     *(("cross_attention_probs_dropout_prob", value) for value in (-0.1, 1.0, NAN)),
-    *(("decoder_start_token_id", value) for value in (-1, 320, None)),
+    *(("decoder_start_token_id", value) for value in (-1, 320, None, [0])),
     ("decoder_attn_layers", []),
     ("decoder_attn_layers", ["full", "cross"]),
     ("decoder_axial_pos_shape", [2, 4]),
@@ -117,6 +132,8 @@ COMBINATIONS: list[tuple[str, dict[str, Any]]] = [
     ("hidden_size", {"hidden_size": 1}),
     ("axial_pos_embds_dim", {"axial_pos_shape": [100, 100, 100], "axial_pos_embds_dim": [6, 250]}),
     ("eos_token_id", {"vocab_size": 1}),
+    ("num_labels", {"num_labels": 3, "id2label": {0: "no", 1: "yes"}}),
+    ("dtype", {"dtype": "int32"}),
 ]
 
 
@@ -159,6 +176,66 @@ def test_a_field_changed_later_is_found_when_checked_again() -> None:
     config.num_hashes = 0
     with pytest.raises(ValueError, match="`num_hashes` must be an integer of at least 1, got 0"):
         config.check()
+    config = ReformerConfig(problem_type="single_label_classification")
+    config.num_labels = 1
+    with pytest.raises(ValueError, match="`problem_type` must be 'regression' with num_labels=1"):
+        config.check()
+
+
+MISSPELT = {
+    "num_hash": "num_hashes",
+    "attn_layer": "attn_layers",
+    "max_positions_embeddings": "max_position_embeddings",
+    "reversable": "reversible",
+    "problem_typ": "problem_type",
+    "num_label": "num_labels",
+}
+
+
+@pytest.mark.parametrize("name", MISSPELT)
+def test_a_misspelt_field_is_refused_with_the_one_that_was_meant(name: str, tmp_path: Path) -> None:
+    message = f"`{name}` is no field of the configuration, did you mean `{MISSPELT[name]}`"
+    with pytest.raises(ValueError, match=message):
+        ReformerConfig(**{name: 1})
+    config = ReformerConfig()
+    with pytest.raises(ValueError, match=message):
+        setattr(config, name, 1)
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        ReformerConfig.from_pretrained(tmp_path, **{name: 1})
+
+
+def test_a_misspelt_field_of_the_decoder_is_refused() -> None:
+    with pytest.raises(ValueError, match="did you mean `max_target_positions`"):
+        ReformerSeq2SeqConfig(max_target_position=64)
+
+
+@CLASSES
+def test_fields_that_others_add_are_kept(config_class: type[ReformerConfig]) -> None:
+    foreign = {
+        "auto_map": {"AutoConfig": "configuration_reformer_hf.ReformerConfig"},
+        "quantization_config": {"quant_method": "bitsandbytes"},
+        "unsloth_version": "2025.1",
+        "task_specific_params": {"summarization": {"num_beams": 4}},
+        "custom_pipelines": {},
+        "sep_token_id": 3,
+        "_attn_implementation_autoset": True,
+    }
+    config = config_class.from_dict({**config_class().to_dict(), **foreign})
+    assert {name: getattr(config, name) for name in foreign} == foreign
+
+
+def test_the_coarsest_grid_keeps_the_direction_of_the_gradient() -> None:
+    found = []
+    for options in ({"exact_reversible": False}, {"residual_grid": COARSEST_GRID}):
+        # Initial weights as they are by default: the grid is coarse beside what layers then add.
+        model = HEAD_OF["causal_lm"].build(
+            initializer_range=0.02, axial_norm_std=0.02, hash_seed=1, **NO_DROPOUT, **options
+        )
+        model(**HEAD_OF["causal_lm"].batch(2, 60)).loss.backward()
+        found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    exact, rounded = found
+    assert (rounded - exact).norm() <= 0.15 * exact.norm()
 
 
 @CLASSES

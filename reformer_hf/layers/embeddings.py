@@ -103,6 +103,9 @@ class PositionedInputs(GradientCheckpointingLayer):
         config: the model's configuration.
         shape: axes of the position table.
         max_positions: positions that must have a vector.
+
+    Attributes:
+        num_positions: positions that have a vector.
     """
 
     def __init__(self, config: ReformerConfig, shape: Sequence[int], max_positions: int) -> None:
@@ -113,7 +116,24 @@ class PositionedInputs(GradientCheckpointingLayer):
             self.position_embeddings = AxialPositionEmbeddings(shape, dims)
         else:
             self.position_embeddings = LearnedPositionEmbeddings(max_positions, config.hidden_size)
+        # Kept here as well, for the table may be wrapped later (an adapter) and not tell any more.
+        self.num_positions = self.position_embeddings.num_positions
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def resize(self, num_positions: int, std: float) -> None:
+        """Replace the table by one for another number of positions.
+
+        Raises:
+            ValueError: the table is wrapped, by an adapter say, which keeps its size.
+        """
+        table = self.position_embeddings
+        if not isinstance(table, PositionEmbeddings):
+            raise ValueError(
+                "`position_embeddings` must be a table of this model to be resized, got a "
+                f"{type(table).__name__} around it: resize before it is wrapped"
+            )
+        self.position_embeddings = table.resized(num_positions, std)
+        self.num_positions = self.position_embeddings.num_positions
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Vectors ``[B, N, d]``.

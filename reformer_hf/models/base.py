@@ -115,6 +115,6 @@ class ReformerPreTrainedModel(PreTrainedModel):
             raise ValueError(
                 f"`new_num_position_embeddings` must be a positive integer, got {num_positions!r}"
             )
-        table = embeddings.position_embeddings.resized(num_positions, self.config.axial_norm_std)
-        embeddings.position_embeddings = table
+        embeddings.resize(num_positions, self.config.axial_norm_std)
+        table = embeddings.position_embeddings
         return list(table.shape) if isinstance(table, AxialPositionEmbeddings) else None

@@ -8,6 +8,7 @@ from transformers.cache_utils import Cache, EncoderDecoderCache
 
 from reformer_hf.cache import ReformerCache, ReformerEncoderDecoderCache
 from reformer_hf.configuration_reformer import ReformerConfig, ReformerSeq2SeqConfig
+from reformer_hf.models.checks import check_flag
 
 
 def find_cache(
@@ -24,6 +25,7 @@ def find_cache(
     Raises:
         ValueError: a cache of another kind or of another model, or in a model that is not causal.
     """
+    check_flag(use_cache, "use_cache")
     if past_key_values is None:
         return ReformerCache(config, planned_lengths) if use_cache and config.is_decoder else None
     if not config.is_decoder:
@@ -42,6 +44,7 @@ def find_encoder_decoder_cache(
     Raises:
         ValueError: a cache of another kind or of another model.
     """
+    check_flag(use_cache, "use_cache")
     if past_key_values is None:
         return ReformerEncoderDecoderCache(config, planned_lengths) if use_cache else None
     if not isinstance(past_key_values, EncoderDecoderCache):

@@ -13,11 +13,12 @@ from typing_extensions import Unpack
 from reformer_hf.configuration_reformer import ReformerConfig
 from reformer_hf.models.arguments import OutputKwargs, for_the_model
 from reformer_hf.models.base import ReformerPreTrainedModel
-from reformer_hf.models.checks import check_shape
+from reformer_hf.models.checks import as_ids, as_integers, as_labels, check_shape
 from reformer_hf.models.generation import ReformerGenerationMixin
 from reformer_hf.models.inputs import real_tokens
 from reformer_hf.models.losses import shift_left, vocabulary_head
 from reformer_hf.models.model import ReformerModel
+from reformer_hf.models.padding import real_by_labels
 from reformer_hf.ops.cross_entropy import IGNORE_INDEX
 
 
@@ -70,8 +71,9 @@ class ReformerForCausalLM(ReformerGenerationMixin, ReformerPreTrainedModel):
         All arguments that are not listed here are those of :meth:`ReformerModel.forward`.
 
         Args:
-            labels: ``[B, N]`` int64, usually ``input_ids``; they are shifted here, and -100 is
-                skipped.
+            labels: ``[B, N]`` of any integer type, usually ``input_ids``; they are shifted here,
+                and -100 is skipped. Without a mask, padding tokens at either end of a row are
+                padding where they have no label.
             logits_to_keep: without labels, compute logits of only the last so many positions (0:
                 all), or of the positions of a 1-D index tensor.
             **kwargs: :class:`CausalLMKwargs`.
@@ -85,6 +87,8 @@ class ReformerForCausalLM(ReformerGenerationMixin, ReformerPreTrainedModel):
             ValueError: an input or labels of another shape, type or range, with the name; a cache
                 of another model, batch size or device.
         """
+        if attention_mask is None and past_key_values is None:
+            attention_mask = real_by_labels(input_ids, labels, self.config.pad_token_id)
         out = self.reformer(
             input_ids,
             attention_mask,
@@ -99,20 +103,22 @@ class ReformerForCausalLM(ReformerGenerationMixin, ReformerPreTrainedModel):
         hidden = out.last_hidden_state
         shifted = kwargs.get("shift_labels")
         if shifted is not None:
-            labels = shifted
+            check_shape(shifted, hidden.shape[:2], "shift_labels")
+            labels = as_labels(shifted, self.config.vocab_size, hidden.device, "shift_labels")
         elif labels is not None:
             check_shape(labels, hidden.shape[:2], "labels")
-            labels = shift_left(labels)
+            labels = shift_left(as_integers(labels, "labels"))
             if attention_mask is not None:
                 # Left padding stands before the first token of a text, but does not predict it.
                 real = real_tokens(attention_mask, labels)
                 labels = labels.masked_fill(~real, IGNORE_INDEX)
         else:
-            last = isinstance(logits_to_keep, int)
-            hidden = hidden[:, slice(-logits_to_keep, None) if last else logits_to_keep]
+            hidden = hidden[:, _kept_positions(logits_to_keep, hidden.shape[1])]
         chunk_size = self.config.chunk_size_lm_head if self.training else 0
         num_items = kwargs.get("num_items_in_batch")
-        loss, logits = vocabulary_head(hidden, self.lm_head, labels, chunk_size, num_items)
+        loss, logits = vocabulary_head(
+            hidden, self.lm_head, labels, self.config.vocab_size, chunk_size, num_items
+        )
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -120,3 +126,19 @@ class ReformerForCausalLM(ReformerGenerationMixin, ReformerPreTrainedModel):
             hidden_states=out.hidden_states,
             attentions=out.attentions,
         )
+
+
+def _kept_positions(logits_to_keep: int | Tensor, length: int) -> slice | Tensor:
+    """The index of the positions whose logits are wanted."""
+    if isinstance(logits_to_keep, Tensor):
+        if logits_to_keep.dim() != 1:
+            raise ValueError(
+                f"`logits_to_keep` must be a number or 1-D, got shape {list(logits_to_keep.shape)}"
+            )
+        return as_ids(logits_to_keep, length, "logits_to_keep", "length")
+    whole = isinstance(logits_to_keep, int) and not isinstance(logits_to_keep, bool)
+    if not whole or logits_to_keep < 0:
+        raise ValueError(
+            f"`logits_to_keep` must be an integer of at least 0, got {logits_to_keep!r}"
+        )
+    return slice(-logits_to_keep, None)

@@ -16,7 +16,7 @@ from transformers import GenerationConfig, GenerationMixin
 
 from reformer_hf.cache import ReformerCache, ReformerEncoderDecoderCache
 from reformer_hf.configuration_reformer import ReformerSeq2SeqConfig
-from reformer_hf.models.inputs import real_tokens
+from reformer_hf.models.inputs import RESIZE_METHODS, real_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +49,10 @@ class ReformerGenerationMixin(GenerationMixin):
         The hook in which models of transformers make caches of their own.
 
         Raises:
-            ValueError: `cache_implementation` is neither unset nor "dynamic".
+            ValueError: `cache_implementation` is neither unset nor "dynamic"; more tokens asked for
+                than there are positions.
         """
+        self._check_room(model_kwargs, max_cache_length)
         if model_kwargs.get("past_key_values") is not None:
             super()._prepare_cache_for_generation(
                 generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
@@ -77,16 +79,56 @@ class ReformerGenerationMixin(GenerationMixin):
         if generation_config.is_assistant:
             cache.activate_past_recording()
 
+    def _prepare_generated_length(
+        self, generation_config: GenerationConfig, has_default_max_length: bool, **inputs: Any
+    ) -> GenerationConfig:
+        """The length to generate: unless somebody asks for one, no more than there are positions.
+
+        transformers does so for the longest source, which is not that of a target.
+        """
+        prepared: GenerationConfig = super()._prepare_generated_length(
+            generation_config=generation_config,
+            has_default_max_length=has_default_max_length,
+            **inputs,
+        )
+        if has_default_max_length and prepared.max_new_tokens is None:
+            prepared.max_length = min(prepared.max_length, self._longest()[1])
+        return prepared
+
+    def _check_room(self, model_kwargs: dict[str, Any], columns: int) -> None:
+        """Refuse before the first token what would fail at a later one, with the text lost.
+
+        Args:
+            model_kwargs: what ``generate`` passes on.
+            columns: columns that the model reads until the length asked for.
+        """
+        name, most = self._longest()
+        read = columns - min(self._padding(model_kwargs) or [0])
+        if read > most:
+            raise ValueError(
+                "`max_new_tokens` or `max_length` must leave all positions that are read in "
+                f"[0, {name}={most}), got {most} to {read - 1}: ask for {read - most} tokens fewer "
+                f"or see `{RESIZE_METHODS[name]}`"
+            )
+
+    def _longest(self) -> tuple[str, int]:
+        """Real tokens that a generated sequence can have, and the field that says so."""
+        seq2seq = isinstance(self.config, ReformerSeq2SeqConfig)
+        name = "max_target_positions" if seq2seq else "max_position_embeddings"
+        return name, getattr(self.config, name)
+
+    def _padding(self, model_kwargs: dict[str, Any]) -> list[int]:
+        """Padding in front of what every row generates; empty if there is no mask."""
+        seq2seq = isinstance(self.config, ReformerSeq2SeqConfig)
+        mask = model_kwargs.get("decoder_attention_mask" if seq2seq else "attention_mask")
+        return [] if mask is None else (~real_tokens(mask, mask)).sum(dim=1).tolist()
+
     def _planned_lengths(self, model_kwargs: dict[str, Any], columns: int) -> int | tuple[int, ...]:
         """Real tokens of every row, or of all, when ``columns`` are full or positions run out."""
-        seq2seq = isinstance(self.config, ReformerSeq2SeqConfig)
-        most: int = (
-            self.config.max_target_positions if seq2seq else self.config.max_position_embeddings
-        )
-        mask = model_kwargs.get("decoder_attention_mask" if seq2seq else "attention_mask")
-        if mask is None:
+        _, most = self._longest()
+        padding = self._padding(model_kwargs)
+        if not padding:
             return min(columns, most)
-        padding = (~real_tokens(mask, mask)).sum(dim=1).tolist()
         return tuple(max(1, min(columns - n, most)) for n in padding)
 
     def prepare_inputs_for_generation(
@@ -122,6 +164,9 @@ class ReformerGenerationMixin(GenerationMixin):
         )
         # What `generate` means by it is in the cache, or in the plan.
         inputs["use_cache"] = False
+        if self.config.is_encoder_decoder and "decoder_attention_mask" not in inputs:
+            # What was generated is real, a padding token too: with a cache it is read as well.
+            inputs["decoder_attention_mask"] = torch.ones_like(inputs["decoder_input_ids"])
         if inputs_embeds is not None and not self.config.is_encoder_decoder:
             vectors = inputs_embeds
             if input_ids.shape[1]:

@@ -16,9 +16,24 @@ from transformers.cache_utils import EncoderDecoderCache
 from reformer_hf.cache import ReformerCache
 from reformer_hf.configuration_reformer import ReformerConfig
 from reformer_hf.layers.context import ForwardContext, draw_seeds
-from reformer_hf.layers.embeddings import PositionEmbeddings
-from reformer_hf.models.checks import check_ids, check_shape
+from reformer_hf.layers.embeddings import PositionedInputs
+from reformer_hf.models.checks import (
+    as_ids,
+    as_mask,
+    check_device,
+    check_num_hashes,
+    check_shape,
+    check_tensor,
+    is_called_plainly,
+    readable,
+)
 from reformer_hf.ops.padding import Padding
+
+# Fields that limit the positions -> the method that changes them.
+RESIZE_METHODS = {
+    "max_position_embeddings": "resize_position_embeddings",
+    "max_target_positions": "resize_target_position_embeddings",
+}
 
 
 @dataclass(frozen=True)
@@ -28,23 +43,24 @@ class InputSide:
     Attributes:
         config: the model's configuration.
         training: every pass draws new seeds.
-        word_embeddings: the token embedding ``[V, d]``.
-        position_embeddings: the table of positions.
+        word_embeddings: the token embedding ``[V, d]``, or what somebody put around it: its sizes
+            are those of the configuration.
+        embeddings: what adds positions to tokens.
         prefix: what the names of the arguments begin with.
         limit_name: the field of the configuration that limits the positions.
     """
 
     config: ReformerConfig
     training: bool
-    word_embeddings: nn.Embedding
-    position_embeddings: PositionEmbeddings
+    word_embeddings: nn.Module
+    embeddings: PositionedInputs
     prefix: str = ""
     limit_name: str = "max_position_embeddings"
 
     @property
     def num_positions(self) -> int:
         """Positions that the model knows; an axial table may have some to spare."""
-        return min(self.position_embeddings.num_positions, getattr(self.config, self.limit_name))
+        return min(self.embeddings.num_positions, getattr(self.config, self.limit_name))
 
 
 @dataclass(frozen=True)
@@ -124,17 +140,21 @@ def prepare_inputs(
         ValueError: something of another shape, type, range or device than expected, with the
             argument's name; or a source, cache or plan of another batch size.
     """
-    if num_hashes is not None and num_hashes < 1:
-        raise ValueError(f"`num_hashes` must be at least 1, got {num_hashes}")
+    if num_hashes is not None:
+        check_num_hashes(num_hashes)
     vectors = _embed_tokens(side, ids, embeds)
-    encoder_real = None if source is None else _read_source(source, vectors)
+    encoder_real = (
+        None if source is None else _read_source(source, vectors, side.config.merged_size())
+    )
     padding = _read_padding(attention_mask, cache, vectors, f"{side.prefix}attention_mask")
     hash_seed, dropout_seed = draw_seeds(side.config, side.training)
     if cache is not None:
         batch, length, _ = vectors.shape
         cache.open(batch, length, padding, vectors.device, hash_seed, num_hashes)
         hash_seed = hash_seed if cache.hash_seed is None else cache.hash_seed
-        num_hashes, planned_lengths = cache.num_hashes, cache.planned_lengths
+        num_hashes, plan = cache.num_hashes, cache.planned_lengths
+    else:
+        plan = _read_plan(planned_lengths, vectors.shape[0])
     positions = _read_positions(side, position_ids, padding, cache, vectors)
     context = ForwardContext(
         padding=padding,
@@ -142,7 +162,7 @@ def prepare_inputs(
         dropout_seed=dropout_seed,
         encoder_real=encoder_real,
         num_hashes=num_hashes,
-        planned_lengths=_read_plan(planned_lengths, vectors.shape[0]),
+        planned_lengths=plan,
         cache=cache,
         cross_cache=None if source is None else source.cache,
     )
@@ -158,36 +178,59 @@ def _embed_tokens(side: InputSide, ids: Tensor | None, embeds: Tensor | None) ->
             f"got {'neither' if ids is None else 'both'}"
         )
     if embeds is not None:
-        if embeds.dim() != 3 or embeds.shape[-1] != table.embedding_dim:
-            raise ValueError(
-                f"`{prefix}inputs_embeds` must be [batch, length, {table.embedding_dim}], "
-                f"got {list(embeds.shape)}"
-            )
+        name, width = f"{prefix}inputs_embeds", side.config.hidden_size
+        check_tensor(embeds, name)
+        _check_reach(table, embeds, name)
+        if embeds.dim() != 3 or embeds.shape[-1] != width:
+            raise ValueError(f"`{name}` must be [batch, length, {width}], got {list(embeds.shape)}")
+        if not embeds.is_floating_point():
+            raise ValueError(f"`{name}` must hold floating-point numbers, got dtype {embeds.dtype}")
         vectors = embeds
     elif ids is not None:
+        name = f"{prefix}input_ids"
+        check_tensor(ids, name)
+        _check_reach(table, ids, name)
         if ids.dim() != 2:
-            raise ValueError(f"`{prefix}input_ids` must be [batch, length], got {list(ids.shape)}")
-        check_ids(ids, table.num_embeddings, f"{prefix}input_ids")
-        vectors = table(ids)
+            raise ValueError(f"`{name}` must be [batch, length], got {list(ids.shape)}")
+        vectors = table(as_ids(ids, side.config.vocab_size, name))
     if vectors.shape[0] == 0 or vectors.shape[1] == 0:
         raise ValueError(
-            f"`{prefix}input_ids` must hold at least one row and one token, "
+            f"`{name}` must hold at least one row and one token, "
             f"got shape {list(vectors.shape[:2])}"
         )
     return vectors
 
 
-def _read_source(source: Source, vectors: Tensor) -> Tensor | None:
+def _check_reach(table: nn.Module, given: Tensor, name: str) -> None:
+    """Make sure that tokens are where their embeddings are, unless hooks will bring them there."""
+    weight = next(table.parameters(), None)
+    if weight is None or weight.device.type == "meta":
+        return
+    if all(is_called_plainly(module) for module in table.modules()):
+        check_device(given, weight.device, name)
+
+
+def _read_source(source: Source, vectors: Tensor, width: int) -> Tensor | None:
     """``[B, M]`` bool, which tokens of the source are real; ``None`` without a mask."""
-    rows, mask = source.states.shape[0], source.attention_mask
-    if rows != vectors.shape[0]:
+    states, mask = source.states, source.attention_mask
+    name = "encoder_outputs.last_hidden_state"
+    if states.dim() != 3 or states.shape[-1] != width or states.shape[1] == 0:
         raise ValueError(
-            f"source and target must have the same batch size, got {rows} and {vectors.shape[0]}"
+            f"`{name}` must be [batch, length, {width}] with at least one token, "
+            f"got {list(states.shape)}"
         )
+    if not states.is_floating_point():
+        raise ValueError(f"`{name}` must hold floating-point numbers, got dtype {states.dtype}")
+    if states.shape[0] != vectors.shape[0]:
+        raise ValueError(
+            "source and target must have the same batch size, "
+            f"got {states.shape[0]} and {vectors.shape[0]}"
+        )
+    check_device(states, vectors.device, name)
     if mask is None:
         return None
-    check_shape(mask, source.states.shape[:2], "attention_mask")
-    return real_tokens(mask, source.states)
+    check_shape(mask, states.shape[:2], "attention_mask")
+    return as_mask(mask, states.device, "attention_mask")
 
 
 def _read_padding(
@@ -198,7 +241,8 @@ def _read_padding(
         return None
     if cache is None:
         check_shape(attention_mask, vectors.shape[:2], name)
-        return Padding.from_attention_mask(attention_mask)
+        return Padding.from_attention_mask(as_mask(attention_mask, vectors.device, name))
+    check_tensor(attention_mask, name)
     batch, length = vectors.shape[:2]
     new, all_tokens = [batch, length], [batch, cache.get_seq_length() + length]
     if list(attention_mask.shape) not in (new, all_tokens):
@@ -206,7 +250,8 @@ def _read_padding(
             f"`{name}` must be [batch, length] = {all_tokens} with the tokens in the cache, "
             f"or {new} without, got {list(attention_mask.shape)}"
         )
-    return Padding.from_attention_mask(attention_mask[:, -length:])
+    real = as_mask(attention_mask, vectors.device, name)
+    return Padding.from_attention_mask(real[:, -length:])
 
 
 def _read_positions(
@@ -221,12 +266,15 @@ def _read_positions(
     limit_name, limit = side.limit_name, side.num_positions
     if position_ids is not None:
         name = f"{side.prefix}position_ids"
+        check_tensor(position_ids, name)
         if position_ids.shape not in ((batch, length), (1, length)):
             raise ValueError(
                 f"`{name}` must be [{batch} or 1, {length}], got {list(position_ids.shape)}"
             )
-        check_ids(position_ids, limit, name, limit_name)
-        return position_ids
+        check_device(position_ids, vectors.device, name)
+        positions = as_ids(position_ids, limit, name, limit_name)
+        _check_one_text(positions, padding, cache, name)
+        return positions
     if cache is not None:
         longest = max(cache.timeline.coming_ends)
     else:
@@ -236,7 +284,7 @@ def _read_positions(
         cached = "" if cache is None else f" with {cache.get_seq_length()} in `past_key_values`"
         raise ValueError(
             f"the sequence must have at most {limit_name}={limit} tokens, got {longest}{cached}; "
-            "see `resize_position_embeddings`"
+            f"see `{RESIZE_METHODS[limit_name]}`"
         )
     if cache is not None:
         return cache.timeline.coming_positions()
@@ -245,14 +293,45 @@ def _read_positions(
     return torch.arange(length, device=vectors.device).unsqueeze(0)
 
 
-def _read_plan(planned_lengths: int | Sequence[int] | None, batch: int) -> tuple[int, ...] | None:
+def _check_one_text(
+    positions: Tensor, padding: Padding | None, cache: ReformerCache | None, name: str
+) -> None:
+    """Make sure that a row holds one text, since all its tokens see one another.
+
+    Real tokens may be numbered in either direction, but where a number comes again, or numbers
+    begin anew, another text begins.
+    """
+    if not readable(positions):
+        return
+    again = torch.zeros_like(positions[:, :1], dtype=torch.bool)
+    if cache is not None and cache.get_seq_length():
+        earlier = positions < cache.timeline.coming_positions()
+        again = (earlier if padding is None else earlier & padding.real).any(dim=1, keepdim=True)
+    real = torch.ones_like(positions, dtype=torch.bool)
+    if padding is not None:
+        # Real tokens first, in their order.
+        real, order = padding.real.sort(dim=1, descending=True, stable=True)
+        positions = positions.expand_as(order).gather(1, order)
+    steps, both_real = positions.diff(dim=1), real[:, 1:]
+    up, down = ((direction | ~both_real).all(dim=1) for direction in (steps > 0, steps < 0))
+    alone = (up | down) & ~again.squeeze(1)
+    if not alone.all():
+        row = int((~alone).to(torch.int8).argmax())
+        raise ValueError(
+            f"`{name}` must number the tokens of one text in every row, got a second beginning in "
+            f"row {row}: texts packed into a row would see one another, so give each its own row"
+        )
+
+
+def _read_plan(planned_lengths: int | Sequence[int] | None, rows: int) -> tuple[int, ...] | None:
     """Planned lengths of all rows."""
     if planned_lengths is None:
         return None
-    if isinstance(planned_lengths, int):
-        planned_lengths = (planned_lengths,) * batch
-    if len(planned_lengths) != batch or min(planned_lengths) < 1:
+    plan = [planned_lengths] * rows if isinstance(planned_lengths, int) else planned_lengths
+    sequence = isinstance(plan, Sequence) and all(type(n) is int and n > 0 for n in plan)
+    if not sequence or len(plan) != rows:
         raise ValueError(
-            f"`planned_lengths` must hold {batch} positive numbers, got {list(planned_lengths)}"
+            f"`planned_lengths` must be a positive integer or hold one for each of {rows} rows, "
+            f"got {planned_lengths!r}"
         )
-    return tuple(planned_lengths)
+    return tuple(plan)

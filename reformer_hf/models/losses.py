@@ -6,14 +6,26 @@ batches; dividing the sum of losses by it makes the accumulated gradient that of
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from reformer_hf.choices import PROBLEM_TYPES
+from reformer_hf.configuration_checks import choice
 from reformer_hf.configuration_reformer import ReformerConfig
-from reformer_hf.models.checks import check_labels, check_shape
+from reformer_hf.models.checks import (
+    as_integers,
+    as_labels,
+    check_shape,
+    check_tensor,
+    is_called_plainly,
+    on_device,
+    readable,
+)
 from reformer_hf.ops.cross_entropy import IGNORE_INDEX, linear_cross_entropy
 from reformer_hf.ops.precision import widen
 
@@ -33,14 +45,13 @@ def token_loss(logits: Tensor, labels: Tensor, num_items: NumItems = None) -> Te
 
     Args:
         logits: ``[.., V]``.
-        labels: ``[..]`` int64.
+        labels: ``[..]`` of any integer type.
         num_items: number of labelled items to divide by instead of this batch's own.
 
     Raises:
         ValueError: labels that are neither -100 nor in ``[0, V)``.
     """
-    labels = labels.to(logits.device)
-    check_labels(labels, logits.shape[-1])
+    labels = as_labels(labels, logits.shape[-1], logits.device)
     total = F.cross_entropy(
         widen(logits.flatten(0, -2)),
         labels.flatten(),
@@ -62,35 +73,58 @@ def _summed_by_calls(hidden: Tensor, head: nn.Module, labels: Tensor, chunk_size
     return torch.stack(losses).sum()
 
 
+def _matrix(head: nn.Module) -> nn.Linear | None:
+    """The head, if it is a matrix and a bias and nothing else, so that it need not be called."""
+    if type(head).forward is not nn.Linear.forward:
+        return None
+    linear = cast("nn.Linear", head)
+    if isinstance(head, FSDPModule):
+        # A call of the module would gather its weights, and nothing else.
+        head.unshard()
+    elif not is_called_plainly(head):
+        return None
+    # Quantized weights are tensors of their own kind under a module that shows nothing of it.
+    return linear if type(linear.weight) in (Tensor, nn.Parameter) else None
+
+
 def chunked_token_loss(
-    hidden: Tensor, head: nn.Linear, labels: Tensor, chunk_size: int, num_items: NumItems = None
+    hidden: Tensor,
+    head: nn.Module,
+    labels: Tensor,
+    num_classes: int,
+    chunk_size: int,
+    num_items: NumItems = None,
 ) -> Tensor:
     """:func:`token_loss` of ``head(hidden)`` without ever forming all logits.
 
     Args:
         hidden: ``[.., d]``.
         head: the projection to the vocabulary. If it is more than a matrix and a bias (an adapter
-            around them, quantized weights), it is called on every slice, twice in training.
-        labels: ``[..]`` int64.
+            around them, quantized weights, hooks), it is called on every slice, twice in training.
+        labels: ``[..]`` of any integer type.
+        num_classes: size ``V`` of the vocabulary.
         chunk_size: rows whose logits are formed together.
         num_items: number of labelled items to divide by instead of this batch's own.
+
+    Raises:
+        ValueError: labels that are neither -100 nor in ``[0, V)``.
     """
-    labels = labels.to(hidden.device)
-    check_labels(labels, head.out_features)
-    if isinstance(head, FSDPModule):
-        head.unshard()  # a call of the module would gather its weights, but there is none here
+    labels = as_labels(labels, num_classes, hidden.device)
     hidden, targets = hidden.flatten(0, -2), labels.flatten()
-    if type(head).forward is nn.Linear.forward:
-        total = linear_cross_entropy(hidden, head.weight, head.bias, targets, chunk_size=chunk_size)
-    else:
+    linear = _matrix(head)
+    if linear is None:
         total = _summed_by_calls(hidden, head, targets, chunk_size)
+    else:
+        weight, bias = linear.weight, linear.bias
+        total = linear_cross_entropy(hidden, weight, bias, targets, chunk_size=chunk_size)
     return _divide(total, (labels != IGNORE_INDEX).sum(), num_items)
 
 
 def vocabulary_head(
     hidden: Tensor,
-    head: nn.Linear,
+    head: nn.Module,
     labels: Tensor | None,
+    num_classes: int,
     chunk_size: int,
     num_items: NumItems = None,
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -98,8 +132,9 @@ def vocabulary_head(
 
     Args:
         hidden: ``[B, N, d]``.
-        head: the projection.
-        labels: ``[B, N]`` int64, or ``None``: no loss.
+        head: the projection, or what somebody put around it.
+        labels: ``[B, N]`` of any integer type, or ``None``: no loss.
+        num_classes: size ``V`` of the vocabulary.
         chunk_size: if positive and there are labels, the loss is computed in slices of that many
             labelled positions, and there are no logits.
         num_items: number of labelled items to divide by instead of this batch's own.
@@ -111,24 +146,25 @@ def vocabulary_head(
         return None, head(hidden)
     check_shape(labels, hidden.shape[:2], "labels")
     if chunk_size > 0:
-        return chunked_token_loss(hidden, head, labels, chunk_size, num_items), None
+        return chunked_token_loss(hidden, head, labels, num_classes, chunk_size, num_items), None
     logits = head(hidden)
     return token_loss(logits, labels, num_items), logits
 
 
 def shift_left(labels: Tensor) -> Tensor:
-    """Labels ``[B, N]`` of the *next* token; the last position has none."""
+    """Labels ``[B, N]`` (int64) of the *next* token; the last position has none."""
     return F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
 
 
-def problem_type(config: ReformerConfig, labels: Tensor) -> str:
+def problem_type(config: ReformerConfig, labels: Tensor, num_labels: int) -> str:
     """The configured problem type, or the one that labels and their number suggest.
 
     Nothing is written to the configuration.
     """
     if config.problem_type is not None:
+        choice(config, "problem_type", PROBLEM_TYPES)
         return str(config.problem_type)
-    if config.num_labels == 1:
+    if num_labels == 1:
         return "regression"
     if labels.is_floating_point():
         return "multi_label_classification"
@@ -146,32 +182,53 @@ def sequence_loss(
     Args:
         config: the model's configuration.
         logits: ``[B, num_labels]``.
-        labels: ``[B]`` int64 (single label), or ``[B, num_labels]`` float.
+        labels: ``[B]`` of any integer type (single label), or ``[B, num_labels]`` numbers. A single
+            number for each sequence may stand alone or in a column ``[B, 1]``.
         num_items: number of labels to divide by instead of this batch's own.
 
     Raises:
-        ValueError: labels whose shape or values do not fit the problem.
+        ValueError: labels whose shape, type or values do not fit the problem; a number of labels
+            that is no longer that of the head.
     """
-    labels = labels.to(logits.device)
-    kind = problem_type(config, labels)
-    if kind == "single_label_classification":
-        if labels.numel() != logits.shape[0]:
-            raise ValueError(
-                f"`labels` must be [batch] = [{logits.shape[0]}], got {list(labels.shape)}"
-            )
-        return token_loss(logits, labels.reshape(-1).to(torch.int64), num_items)
-    if labels.numel() != logits.numel():
+    rows, num_labels = logits.shape
+    if config.num_labels != num_labels:
         raise ValueError(
-            f"`labels` must be [batch, num_labels] = {list(logits.shape)} for {kind}, "
-            f"got {list(labels.shape)}"
+            f"`num_labels` must be {num_labels}, as many as the head tells apart, "
+            f"got {config.num_labels}"
         )
+    check_tensor(labels, "labels")
+    labels = on_device(labels, logits.device, "labels")
+    kind = problem_type(config, labels, num_labels)
+    single = kind == "single_label_classification"
+    if labels.shape == (rows,) and (single or num_labels == 1):
+        labels = labels.unsqueeze(1)
+    if labels.shape != (rows, 1 if single else num_labels):
+        wanted = f"[batch] = [{rows}]"
+        if not single:
+            wanted = f"[batch, num_labels] = {list(logits.shape)} for {kind}"
+        raise ValueError(f"`labels` must be {wanted}, got {list(labels.shape)}")
+    if single:
+        return token_loss(logits, labels.squeeze(1), num_items)
     wide = widen(logits)
-    target = labels.reshape(logits.shape).to(wide.dtype)
+    target = labels.to(wide.dtype)
     if kind == "regression":
         total = F.mse_loss(wide, target, reduction="sum")
     else:
+        _check_shares(target)
         total = F.binary_cross_entropy_with_logits(wide, target, reduction="sum")
     return _divide(total, target.numel(), num_items)
+
+
+def _check_shares(target: Tensor) -> None:
+    """Each label is there, is not, or is there to some degree."""
+    if not readable(target):
+        return
+    inside = (target >= 0) & (target <= 1)
+    if not inside.all():
+        raise ValueError(
+            "`labels` must be in [0, 1] for multi_label_classification, "
+            f"got {float(target[~inside][0]):g}"
+        )
 
 
 def span_loss(
@@ -187,7 +244,8 @@ def span_loss(
     Args:
         start_logits: ``[B, N]``.
         end_logits: ``[B, N]``.
-        start_positions: ``[B]`` int64; a position outside the sequence, or on padding, has no loss.
+        start_positions: ``[B]`` of any integer type; a position outside the sequence, or on
+            padding, has no loss.
         end_positions: ``[B]`` int64, in the same way.
         real: ``[B, N]`` bool, which tokens are no padding.
         num_items: number of spans to divide by instead of this batch's own.
@@ -196,8 +254,10 @@ def span_loss(
         ValueError: positions for another number of rows.
     """
     losses = []
-    for logits, positions in ((start_logits, start_positions), (end_logits, end_positions)):
-        target = positions.to(logits.device).reshape(-1)
+    ends = (("start", start_logits, start_positions), ("end", end_logits, end_positions))
+    for end, logits, positions in ends:
+        name = f"{end}_positions"
+        target = on_device(as_integers(positions, name), logits.device, name).reshape(-1)
         if target.shape[0] != logits.shape[0]:
             raise ValueError(
                 f"`start_positions` and `end_positions` must be [{logits.shape[0]}], "

@@ -12,6 +12,7 @@ from reformer_hf.models.arguments import ReformerKwargs, for_the_model
 from reformer_hf.models.base import ReformerPreTrainedModel
 from reformer_hf.models.losses import vocabulary_head
 from reformer_hf.models.model import ReformerModel
+from reformer_hf.models.padding import real_by_labels
 
 
 class ReformerForMaskedLM(ReformerPreTrainedModel):
@@ -44,8 +45,9 @@ class ReformerForMaskedLM(ReformerPreTrainedModel):
         ``input_ids`` to ``inputs_embeds`` are the inputs of :meth:`ReformerModel.forward`.
 
         Args:
-            labels: ``[B, N]`` int64, the original tokens where something is to be predicted and
-                -100 elsewhere.
+            labels: ``[B, N]`` of any integer type, the original tokens where something is to be
+                predicted and -100 elsewhere. Without a mask, padding tokens at either end of a row
+                are padding where they have no label.
             **kwargs: :class:`~reformer_hf.models.arguments.ReformerKwargs`.
 
         Returns:
@@ -56,13 +58,16 @@ class ReformerForMaskedLM(ReformerPreTrainedModel):
         Raises:
             ValueError: an input or labels of another shape, type or range, with the name.
         """
+        if attention_mask is None:
+            attention_mask = real_by_labels(input_ids, labels, self.config.pad_token_id)
         out = self.reformer(
             input_ids, attention_mask, position_ids, inputs_embeds, **for_the_model(kwargs)
         )
         chunk_size = self.config.chunk_size_lm_head if self.training else 0
         num_items = kwargs.get("num_items_in_batch")
+        vocab_size, hidden = self.config.vocab_size, out.last_hidden_state
         loss, logits = vocabulary_head(
-            out.last_hidden_state, self.lm_head, labels, chunk_size, num_items
+            hidden, self.lm_head, labels, vocab_size, chunk_size, num_items
         )
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=out.hidden_states, attentions=out.attentions

@@ -97,9 +97,7 @@ class ReformerModel(ReformerPreTrainedModel):
                 model, batch size or device.
         """
         config = self.config
-        side = InputSide(
-            config, self.training, self.word_embeddings, self.embeddings.position_embeddings
-        )
+        side = InputSide(config, self.training, self.word_embeddings, self.embeddings)
         cache = find_cache(past_key_values, use_cache, config, planned_lengths)
         inputs = prepare_inputs(
             side,

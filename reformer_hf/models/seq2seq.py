@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +19,12 @@ from reformer_hf.layers.stack import ReformerStack, StackOutput
 from reformer_hf.models.arguments import OutputKwargs, for_the_model, wanted_outputs
 from reformer_hf.models.base import ReformerPreTrainedModel
 from reformer_hf.models.caching import find_encoder_decoder_cache
-from reformer_hf.models.checks import check_labels
+from reformer_hf.models.checks import as_labels, check_tensor
 from reformer_hf.models.generation import ReformerGenerationMixin
 from reformer_hf.models.inputs import InputSide, Source, prepare_inputs
 from reformer_hf.models.losses import vocabulary_head
 from reformer_hf.models.model import ReformerModel
+from reformer_hf.models.padding import real_decoder_inputs, real_of_shifted
 from reformer_hf.ops.cross_entropy import IGNORE_INDEX
 
 
@@ -115,6 +117,18 @@ class ReformerSeq2SeqPreTrainedModel(ReformerPreTrainedModel):
         self.base_model.resize_target_position_embeddings(new_num_position_embeddings)
 
 
+def _as_output(encoder_outputs: Any) -> BaseModelOutput:
+    """An encoder's output that was computed before, by its names."""
+    if isinstance(encoder_outputs, list | tuple):
+        encoder_outputs = BaseModelOutput(*encoder_outputs)
+    if not isinstance(getattr(encoder_outputs, "last_hidden_state", None), Tensor):
+        raise ValueError(
+            "`encoder_outputs` must be the output of an encoder, or a tuple that begins with its "
+            f"last hidden state, got {type(encoder_outputs).__name__}"
+        )
+    return encoder_outputs
+
+
 class ReformerSeq2SeqModel(ReformerSeq2SeqPreTrainedModel):
     """The encoder-decoder without a head.
 
@@ -157,7 +171,7 @@ class ReformerSeq2SeqModel(ReformerSeq2SeqPreTrainedModel):
             self.config,
             self.training,
             self.encoder.word_embeddings,
-            self.decoder.embeddings.position_embeddings,
+            self.decoder.embeddings,
             prefix="decoder_",
             limit_name="max_target_positions",
         )
@@ -185,7 +199,8 @@ class ReformerSeq2SeqModel(ReformerSeq2SeqPreTrainedModel):
 
         ``num_hashes`` and the source, from ``input_ids`` ``[B, M]`` to ``inputs_embeds``, are what
         they are in :meth:`ReformerModel.forward`; so are the arguments of the target, ``decoder_*``
-        ``[B, N]``, and those of its cache.
+        ``[B, N]``, and those of its cache. Without a cache and a mask, padding tokens at the end of
+        rows of ``decoder_input_ids`` are padding (outside training, if another row goes on).
 
         Args:
             encoder_outputs: the encoder's output, if it was computed before.
@@ -212,11 +227,14 @@ class ReformerSeq2SeqModel(ReformerSeq2SeqPreTrainedModel):
         if encoder_outputs is None:
             source = (input_ids, attention_mask, position_ids, inputs_embeds)
             encoded = self.encoder(*source, num_hashes, return_dict=True, **outputs)
-        elif isinstance(encoder_outputs, tuple):
-            encoded = BaseModelOutput(*encoder_outputs)
         else:
-            encoded = encoder_outputs
+            encoded = _as_output(encoder_outputs)
         states = encoded.last_hidden_state
+        whole = past_key_values is None and not use_cache
+        if decoder_attention_mask is None and whole:
+            decoder_attention_mask = real_decoder_inputs(
+                decoder_input_ids, self.config.pad_token_id, self.training
+            )
         pair = find_encoder_decoder_cache(past_key_values, use_cache, self.config, planned_lengths)
         cache = None if pair is None else pair.self_attention_cache
         inputs = prepare_inputs(
@@ -288,10 +306,12 @@ class ReformerForConditionalGeneration(ReformerGenerationMixin, ReformerSeq2SeqP
         """Predict the target.
 
         All arguments that are not listed here are those of :meth:`ReformerSeq2SeqModel.forward`.
-        Decoder inputs and their mask are made from the labels if they are not given.
+        Decoder inputs and their mask are made from the labels if they are not given. Labels also
+        tell what is padding in decoder inputs that a collator has made of them.
 
         Args:
-            labels: ``[B, N]`` int64 target tokens, -100 where there is nothing to predict.
+            labels: ``[B, N]`` target tokens of any integer type, -100 where there is nothing to
+                predict.
             **kwargs: :class:`~reformer_hf.models.arguments.OutputKwargs`.
 
         Returns:
@@ -303,14 +323,20 @@ class ReformerForConditionalGeneration(ReformerGenerationMixin, ReformerSeq2SeqP
             ValueError: neither labels nor decoder inputs; labels of another shape, type or range;
                 and whatever the model without a head refuses.
         """
-        if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
+        config = self.config
+        if labels is not None and decoder_inputs_embeds is None:
+            check_tensor(labels, "labels")
+            tokens = (decoder_input_ids, input_ids, inputs_embeds)
+            device = next((x for x in tokens if isinstance(x, Tensor)), labels).device
             # Before they become decoder inputs, whose error would name what nobody gave.
-            check_labels(labels, self.lm_head.out_features)
-            decoder_input_ids, real = shift_right(
-                labels, self.config.decoder_start_token_id, self.config.pad_token_id
-            )
-            if decoder_attention_mask is None:
-                decoder_attention_mask = real
+            labels = as_labels(labels, config.vocab_size, device)
+            shifted, real = shift_right(labels, config.decoder_start_token_id, config.pad_token_id)
+            unknown = decoder_attention_mask is None
+            if decoder_input_ids is None:
+                decoder_input_ids = shifted
+                decoder_attention_mask = real if unknown else decoder_attention_mask
+            elif unknown and past_key_values is None:
+                decoder_attention_mask = real_of_shifted(decoder_input_ids, shifted, real)
         out = self.model(
             input_ids,
             attention_mask,
@@ -327,10 +353,10 @@ class ReformerForConditionalGeneration(ReformerGenerationMixin, ReformerSeq2SeqP
             planned_lengths=planned_lengths,
             **for_the_model(kwargs),
         )
-        chunk_size = self.config.chunk_size_lm_head if self.training else 0
+        chunk_size = config.chunk_size_lm_head if self.training else 0
         num_items = kwargs.get("num_items_in_batch")
         loss, logits = vocabulary_head(
-            out.last_hidden_state, self.lm_head, labels, chunk_size, num_items
+            out.last_hidden_state, self.lm_head, labels, config.vocab_size, chunk_size, num_items
         )
         return Seq2SeqLMOutput(
             loss=loss,

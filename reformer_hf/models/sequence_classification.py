@@ -24,7 +24,7 @@ class ClassificationHead(nn.Module):
         dropout = config.classifier_dropout
         self.dropout = nn.Dropout(config.hidden_dropout_prob if dropout is None else dropout)
         self.dense = nn.Linear(config.merged_size(), config.hidden_size)
-        self.out_proj = nn.Linear(config.hidden_size, config.num_labels or 1)
+        self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[B, num_labels]`` of ``[B, merged_size]``."""
@@ -82,8 +82,8 @@ class ReformerForSequenceClassification(ReformerPreTrainedModel):
         ``input_ids`` to ``inputs_embeds`` are the inputs of :meth:`ReformerModel.forward`.
 
         Args:
-            labels: ``[B]`` int64 classes, or ``[B, num_labels]`` floats (several labels, or
-                regression).
+            labels: ``[B]`` classes of any integer type, or ``[B, num_labels]`` floats (several
+                labels, from 0 to 1, or regression).
             **kwargs: :class:`~reformer_hf.models.arguments.ReformerKwargs`.
 
         Returns:

@@ -13,6 +13,7 @@ from reformer_hf.models.base import ReformerPreTrainedModel
 from reformer_hf.models.checks import check_shape
 from reformer_hf.models.losses import token_loss
 from reformer_hf.models.model import ReformerModel
+from reformer_hf.models.padding import real_by_labels
 
 
 class ReformerForTokenClassification(ReformerPreTrainedModel):
@@ -28,7 +29,7 @@ class ReformerForTokenClassification(ReformerPreTrainedModel):
         self.reformer = ReformerModel(config, causal=False)
         dropout = config.classifier_dropout
         self.dropout = nn.Dropout(config.hidden_dropout_prob if dropout is None else dropout)
-        self.classifier = nn.Linear(config.merged_size(), config.num_labels or 1)
+        self.classifier = nn.Linear(config.merged_size(), config.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -46,7 +47,8 @@ class ReformerForTokenClassification(ReformerPreTrainedModel):
         ``input_ids`` to ``inputs_embeds`` are the inputs of :meth:`ReformerModel.forward`.
 
         Args:
-            labels: ``[B, N]`` int64, -100 where there is nothing to predict.
+            labels: ``[B, N]`` of any integer type, -100 where there is nothing to predict. Without
+                a mask, padding tokens at either end of a row are padding where they have no label.
             **kwargs: :class:`~reformer_hf.models.arguments.ReformerKwargs`.
 
         Returns:
@@ -55,6 +57,8 @@ class ReformerForTokenClassification(ReformerPreTrainedModel):
         Raises:
             ValueError: an input or labels of another shape, type or range, with the name.
         """
+        if attention_mask is None:
+            attention_mask = real_by_labels(input_ids, labels, self.config.pad_token_id)
         out = self.reformer(
             input_ids, attention_mask, position_ids, inputs_embeds, **for_the_model(kwargs)
         )

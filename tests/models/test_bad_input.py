@@ -73,15 +73,42 @@ def test_ids_that_are_not_integers(head: Head, dtype: torch.dtype) -> None:
     refused(head, f"`input_ids` must hold integers, got dtype {dtype}", **inputs)
 
 
-def test_labels_that_are_not_integers() -> None:
-    for name in ("causal_lm", "masked_lm", "token_classification"):
-        ids = random_ids(2, 9, seed=1)
-        message = "`labels` must hold integers, got dtype torch.float32"
-        refused(HEAD_OF[name], message, input_ids=ids, labels=ids % 3 + 0.5)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool], ids=str)
+def test_labels_that_are_not_integers(dtype: torch.dtype) -> None:
+    ids = random_ids(2, 9, seed=1)
+    message = f"must hold integers, got dtype {dtype}"
+    for name in ("causal_lm", "masked_lm", "token_classification", "seq2seq_lm"):
+        refused(HEAD_OF[name], f"`labels` {message}", input_ids=ids, labels=(ids % 3).to(dtype))
+    spans = {f"{end}_positions": torch.ones(2, dtype=dtype) for end in ("start", "end")}
+    refused(HEAD_OF["question_answering"], f"`start_positions` {message}", input_ids=ids, **spans)
+    if dtype == torch.bool:
+        head = HEAD_OF["sequence_classification"]
+        refused(head, f"`labels` {message}", input_ids=ids, labels=torch.ones(2, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64], ids=str)
+def test_vectors_that_are_not_floating_point_numbers(head: Head, dtype: torch.dtype) -> None:
+    inputs = {**head.inputs(2, 9), "inputs_embeds": torch.ones(2, 9, 32, dtype=dtype)}
+    del inputs["input_ids"]
+    message = f"`inputs_embeds` must hold floating-point numbers, got dtype {dtype}"
+    refused(head, message, **inputs)
+
+
+@pytest.mark.parametrize(
+    "name", ["input_ids", "attention_mask", "position_ids", "decoder_input_ids", "labels"]
+)
+def test_lists_and_tensors_elsewhere_are_refused_by_name(name: str) -> None:
+    head = HEAD_OF["seq2seq_lm"]
+    ids = torch.arange(18).view(2, 9) % 9
+    inputs = {**head.inputs(2, 9), "attention_mask": torch.ones_like(ids), "position_ids": ids}
+    inputs["labels"] = inputs["decoder_input_ids"]
+    refused(head, f"`{name}` must be a tensor, got a list", **{**inputs, name: [[1] * 9] * 2})
+    elsewhere = {**inputs, name: inputs[name].to("meta")}
+    refused(head, f"`{name}` must be on cpu like the model's tensors, got meta", **elsewhere)
 
 
 def test_sequences_that_are_too_long(head: Head) -> None:
-    message = "at most max_position_embeddings=20 tokens, got 21"
+    message = "at most max_position_embeddings=20 tokens, got 21; see `resize_position_embeddings`"
     inputs = head.inputs(2, 9)
     inputs["input_ids"] = random_ids(2, 21, seed=1)
     refused(head, message, config={"max_position_embeddings": 20}, **inputs)
@@ -97,7 +124,9 @@ def test_spare_positions_of_the_table_are_not_positions_of_the_model() -> None:
 
 def test_targets_that_are_too_long() -> None:
     source, target = random_ids(2, 40, seed=1), random_ids(2, 21, seed=2)
-    message = "at most max_target_positions=20 tokens, got 21"
+    message = (
+        "at most max_target_positions=20 tokens, got 21; see `resize_target_position_embeddings`"
+    )
     config = {"max_target_positions": 20}
     head = HEAD_OF["seq2seq_lm"]
     refused(head, message, config=config, input_ids=source, decoder_input_ids=target)
@@ -119,6 +148,26 @@ def test_padding_does_not_count_as_length(head: Head, sides: str) -> None:
 def test_masks_of_another_shape(head: Head, shape: tuple[int, ...]) -> None:
     message = rf"`attention_mask` must be \[batch, length\] = \[2, 9\], got \[{shape[0]}"
     refused(head, message, **head.inputs(2, 9), attention_mask=torch.ones(shape))
+
+
+@pytest.mark.parametrize(
+    ("mask", "got"),
+    [
+        (torch.zeros(2, 9), "zeros of a floating-point type alone"),
+        (torch.tensor([[0.0] * 5 + [-torch.inf] * 4] * 2), "-inf"),
+        (torch.tensor([[0.0] * 5 + [torch.finfo(torch.float32).min] * 4] * 2), r"-3\.4"),
+        (torch.tensor([[1] * 5 + [2] * 4] * 2), "2"),
+        (torch.tensor([[1.0] * 5 + [0.5] * 4] * 2), r"0\.5"),
+        (torch.full((2, 9), torch.nan), "nan"),
+    ],
+    ids=["added-to-scores", "infinite", "lowest", "texts-of-a-row", "share", "nan"],
+)
+def test_masks_that_mean_something_else(head: Head, mask: Tensor, got: str) -> None:
+    message = f"`{{}}` must hold 1 for real tokens and 0 for padding, got {got}"
+    refused(head, message.format("attention_mask"), **head.inputs(2, 9), attention_mask=mask)
+    if head.seq2seq:
+        inputs = {"decoder_attention_mask": mask[:, -5:], **head.inputs(2, 9)}
+        refused(head, message.format("decoder_attention_mask"), **inputs)
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 4), (1, 5)], ids=str)
@@ -169,11 +218,11 @@ def test_decoder_ids_and_vectors_at_once() -> None:
 @pytest.mark.parametrize("shape", [(0, 9), (2, 0), (0, 0)], ids=str)
 def test_empty_batches(head: Head, shape: tuple[int, int]) -> None:
     inputs = {**head.inputs(2, 9), "input_ids": torch.zeros(shape, dtype=torch.int64)}
-    message = "`input_ids` must hold at least one row and one token, got shape"
-    refused(head, message, **inputs)
+    message = "must hold at least one row and one token, got shape"
+    refused(head, f"`input_ids` {message}", **inputs)
     inputs = {**head.inputs(2, 9), "inputs_embeds": torch.zeros(*shape, 32)}
     del inputs["input_ids"]
-    refused(head, "must hold at least one row and one token, got shape", **inputs)
+    refused(head, f"`inputs_embeds` {message}", **inputs)
 
 
 def test_empty_targets() -> None:
@@ -227,10 +276,13 @@ def test_target_labels_that_do_not_fit_the_decoder_inputs() -> None:
     [
         (3, torch.zeros(3, dtype=torch.int64), r"\[batch\] = \[2\], got \[3\]"),
         (3, torch.zeros(2, 3, dtype=torch.int64), r"\[batch\] = \[2\], got \[2, 3\]"),
+        (3, torch.zeros(1, 2, dtype=torch.int64), r"\[batch\] = \[2\], got \[1, 2\]"),
         (3, torch.zeros(2, 2), r"\[batch, num_labels\] = \[2, 3\] .*, got \[2, 2\]"),
+        (3, torch.zeros(3, 2), r"\[batch, num_labels\] = \[2, 3\] .*, got \[3, 2\]"),
+        (3, torch.full((2, 3), 5.0), r"in \[0, 1\] for multi_label_classification, got 5"),
         (1, torch.zeros(3), r"\[batch, num_labels\] = \[2, 1\] .*, got \[3\]"),
     ],
-    ids=["rows", "columns", "multi-label", "regression"],
+    ids=["rows", "columns", "row", "multi-label", "turned", "amount", "regression"],
 )
 def test_sequence_labels_of_another_shape(num_labels: int, labels: Tensor, message: str) -> None:
     refused(
@@ -274,6 +326,34 @@ def test_positions_that_do_not_fit(head: Head) -> None:
         refused(head, message, **inputs, position_ids=positions)
 
 
+PACKED = {
+    "two": [0, 1, 2, 3, 0, 1, 2, 3, 4],
+    "from-the-middle": [7, 8, 9, 0, 1, 2, 3, 4, 5],
+    "single-tokens": [0] * 9,
+    "one-at-the-end": [0, 1, 2, 3, 4, 5, 6, 7, 0],
+}
+
+
+@pytest.mark.parametrize("positions", PACKED.values(), ids=PACKED)
+def test_texts_packed_into_a_row(head: Head, positions: list[int]) -> None:
+    given = torch.tensor([list(range(9)), positions])
+    message = r"`position_ids` must number the tokens of one text .* in row 1"
+    refused(head, message, **head.inputs(2, 9), position_ids=given)
+    message = r"`cu_seq_lens_q` must not be given: texts packed into a row"
+    refused(head, message, **head.inputs(2, 9), cu_seq_lens_q=torch.tensor([0, 4, 18]))
+
+
+def test_texts_packed_into_a_row_beside_padding_or_after_a_cache() -> None:
+    model = HEAD_OF["causal_lm"].build().eval()
+    ids, mask = random_ids(1, 9, seed=1), torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1, 1]])
+    model(ids, attention_mask=mask, position_ids=torch.tensor([[1, 1, 0, 1, 2, 3, 4, 5, 6]]))
+    with pytest.raises(ValueError, match="`position_ids` must number the tokens of one text"):
+        model(ids, attention_mask=mask, position_ids=torch.tensor([[1, 1, 0, 1, 2, 3, 0, 1, 2]]))
+    cache = model(ids, use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="`position_ids` must number the tokens of one text"):
+        model(ids, past_key_values=cache, position_ids=torch.arange(9).unsqueeze(0))
+
+
 def test_one_row_is_not_spread_over_several_positions() -> None:
     positions = torch.zeros(3, 9, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"`position_ids` must be \[1 or 1, 9\], got \[3, 9\]"):
@@ -284,6 +364,97 @@ def test_one_row_is_not_spread_over_several_positions() -> None:
 def test_too_few_hash_rounds(head: Head, value: int) -> None:
     message = f"`num_hashes` must be at least 1, got {value}"
     refused(head, message, **head.inputs(2, 9), num_hashes=value)
+
+
+@pytest.mark.parametrize("value", [2.5, True, "2"])
+def test_hash_rounds_that_are_no_number(head: Head, value: Any) -> None:
+    message = f"`num_hashes` must be an integer, got {value!r}"
+    refused(head, message, **head.inputs(2, 9), num_hashes=value)
+
+
+@pytest.mark.parametrize("value", [0, -3, 9.5, "99", [], [9], [9, 0], [9, 9.5], [9, 9, 9]], ids=str)
+def test_plans_that_do_not_fit(value: Any) -> None:
+    message = "`planned_lengths` must be a positive integer or hold one for each of 2 rows"
+    head = HEAD_OF["causal_lm"]
+    refused(head, message, **head.inputs(2, 9), planned_lengths=value)
+
+
+@pytest.mark.parametrize(
+    "name", ["use_cache", "output_hidden_states", "output_attentions"], ids=str
+)
+def test_flags_that_are_neither_true_nor_false(name: str) -> None:
+    for head in (HEAD_OF["causal_lm"], HEAD_OF["seq2seq_lm"]):
+        message = f"`{name}` must be True or False, got 'no'"
+        refused(head, message, **head.inputs(2, 9), **{name: "no"})
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (-1, "an integer of at least 0, got -1"),
+        (1.5, r"an integer of at least 0, got 1\.5"),
+        (True, "an integer of at least 0, got True"),
+        (torch.tensor([9]), r"in \[0, length=9\), got 9"),
+        (torch.tensor([[1]]), r"a number or 1-D, got shape \[1, 1\]"),
+    ],
+    ids=str,
+)
+def test_logits_of_positions_that_do_not_exist(value: Any, message: str) -> None:
+    head = HEAD_OF["causal_lm"]
+    message = f"`logits_to_keep` must be {message}"
+    refused(head, message, **head.inputs(2, 9), logits_to_keep=value)
+
+
+@pytest.mark.parametrize("shape", [(2, 8), (9,)], ids=str)
+def test_shifted_labels_of_another_shape(shape: tuple[int, ...]) -> None:
+    head = HEAD_OF["causal_lm"]
+    labels = torch.zeros(shape, dtype=torch.int64)
+    message = r"`shift_labels` must be \[batch, length\] = \[2, 9\]"
+    refused(head, message, **head.inputs(2, 9), shift_labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("attention_maks", "attention_mask"), ("label", "labels"), ("num_hash", "num_hashes")],
+)
+def test_misspelt_arguments(head: Head, name: str, meant: str) -> None:
+    message = f"`{name}` is no argument of the model, did you mean `{meant}`"
+    refused(head, message, **head.inputs(2, 9), **{name: None})
+
+
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [
+        ((), r"` must be the output of an encoder"),
+        ((None,), r"` must be the output of an encoder"),
+        (torch.zeros(2, 9, 32), r"` must be the output of an encoder, .* got Tensor"),
+        ((torch.zeros(2, 9, 31),), r"\.last_hidden_state` must be \[batch, length, 32\]"),
+        ((torch.zeros(9, 32),), r"\.last_hidden_state` must be \[batch, length, 32\]"),
+        ((torch.zeros(2, 0, 32),), r"\.last_hidden_state` must be .* at least one token"),
+        ((torch.ones(2, 9, 32).long(),), r"\.last_hidden_state` must hold floating-point"),
+        ((torch.zeros(2, 9, 32, device="meta"),), r"\.last_hidden_state` must be on cpu"),
+    ],
+    ids=["empty", "none", "tensor", "width", "rank", "no-tokens", "integers", "elsewhere"],
+)
+def test_encoder_outputs_that_are_none(outputs: Any, message: str) -> None:
+    labels = random_ids(2, 5, seed=1)
+    message = f"`encoder_outputs{message}"
+    refused(HEAD_OF["seq2seq_lm"], message, encoder_outputs=outputs, labels=labels)
+
+
+def test_a_number_of_labels_that_is_not_the_heads() -> None:
+    model = HEAD_OF["sequence_classification"].build()
+    for number in (1, 5):
+        model.config.num_labels = number
+        with pytest.raises(ValueError, match=f"`num_labels` must be 3, .* got {number}"):
+            model(random_ids(2, 9, seed=1), labels=torch.zeros(2, dtype=torch.int64))
+
+
+def test_a_problem_type_misspelt_later() -> None:
+    model = HEAD_OF["sequence_classification"].build()
+    model.config.problem_type = "classification"
+    with pytest.raises(ValueError, match=r"`problem_type` must be one of .* got 'classification'"):
+        model(random_ids(2, 9, seed=1), labels=torch.zeros(2, dtype=torch.int64))
 
 
 def test_too_few_hash_rounds_with_a_given_encoder_output() -> None:

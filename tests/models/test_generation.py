@@ -156,6 +156,39 @@ def test_a_prompt_that_leaves_no_room_is_an_error() -> None:
         model.generate(random_ids(1, 8, seed=1), do_sample=False, **DECODING)
 
 
+LIMITS = {"max_position_embeddings": 40, "max_target_positions": 12}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("use_cache", [True, False], ids=["cache", "no-cache"])
+@pytest.mark.parametrize("as_vectors", [False, True], ids=["ids", "vectors"])
+def test_all_positions_can_be_written_and_one_more_is_refused_at_once(
+    generating_head: Head, use_cache: bool, as_vectors: bool
+) -> None:
+    seq2seq = generating_head.seq2seq
+    # The last token is written, and not read.
+    room, limit = (12, "max_target_positions=12") if seq2seq else (18, "max_position_embeddings=40")
+    limits = LIMITS if seq2seq else {"max_position_embeddings": 40}
+    model = built(generating_head, **limits)
+    ids, mask = pad_rows([random_ids(23, seed=1), random_ids(5, seed=2)], "l", extra=4)
+    prompt = {"inputs_embeds": model.get_input_embeddings()(ids)} if as_vectors else {"inputs": ids}
+    arguments = {"attention_mask": mask, "use_cache": use_cache, "pad_token_id": 0, **prompt}
+    written = model.generate(**arguments, max_new_tokens=room)
+    assert written.shape[1] == room + (1 if seq2seq else 0 if as_vectors else ids.shape[1])
+    calls: list[object] = []
+    model.register_forward_pre_hook(lambda *_: calls.append(None))
+    with pytest.raises(ValueError, match=rf"`max_new_tokens` or .*{limit}\).*ask for 1 tokens"):
+        model.generate(**arguments, max_new_tokens=room + 1)
+    assert not calls
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:Using the model-agnostic default `max_length`:UserWarning")
+def test_a_length_that_nobody_asked_for_ends_where_positions_do() -> None:
+    model = built(HEAD_OF["seq2seq_lm"], max_target_positions=12)
+    assert model.generate(random_ids(1, 8, seed=1), pad_token_id=0).shape[1] == 12
+
+
 @torch.no_grad()
 def test_decoder_prompts_are_continued() -> None:
     head = HEAD_OF["seq2seq_lm"]

@@ -39,6 +39,23 @@ def test_vectors_give_what_their_ids_give_under_padding() -> None:
         assert torch.equal(model(inputs_embeds=vectors, attention_mask=mask).logits, expected)
 
 
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32],
+    ids=str,
+)
+def test_ids_and_labels_of_every_integer_type_are_the_same(head: Head, dtype: torch.dtype) -> None:
+    model = head.build().eval()
+    batch = {**head.batch(2, 30), "position_ids": torch.arange(30).unsqueeze(0)}
+    # Types without a sign cannot say that there is no label.
+    batch = {name: value.abs() % 3 if name == "labels" else value for name, value in batch.items()}
+    with torch.no_grad():
+        expected = model(**batch)
+        actual = model(**{name: value.to(dtype) for name, value in batch.items()})
+    assert torch.equal(head.scores(actual), head.scores(expected))
+    assert torch.equal(head.objective(actual), head.objective(expected))
+
+
 @pytest.mark.parametrize("rows", [1, 2], ids=["one-row", "all-rows"])
 def test_default_positions_can_be_given(head: Head, rows: int) -> None:
     model = head.build().eval()

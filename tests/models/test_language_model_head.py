@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations, parametrize
 
 from tests.models.builders import (
     HEAD_OF,
@@ -106,3 +111,90 @@ def test_bias_of_the_head_is_added() -> None:
         before = model(ids).logits
         model.lm_head.bias += torch.arange(VOCAB)
         assert torch.allclose(model(ids).logits, before + torch.arange(VOCAB), atol=1e-5)
+
+
+class Doubled(nn.Module):
+    """A parametrisation."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2.0 * weight
+
+
+class Wrapper(nn.Module):
+    """What adapters and quantisers put in the place of a module: it can be called, no more."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.inner = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(x)
+        return out
+
+
+def _doubled(module: nn.Module) -> nn.Module:
+    parametrize.register_parametrization(module, "weight", Doubled())
+    return module
+
+
+def _hooked(module: nn.Module) -> nn.Module:
+    module.register_forward_hook(lambda _module, _inputs, output: 2.0 * output)
+    return module
+
+
+def _replaced_forward(module: nn.Module) -> nn.Module:
+    forward = module.forward
+    module.forward = lambda x: 2.0 * forward(x)  # type: ignore[method-assign]
+    return module
+
+
+WRAPS: dict[str, Callable[[Any], nn.Module]] = {
+    "wrapper": Wrapper,
+    "parametrised": _doubled,
+    "weight-norm": parametrizations.weight_norm,
+    "hook": _hooked,
+    "replaced-forward": _replaced_forward,
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS)
+def test_whatever_is_put_around_embedding_and_head_is_what_counts(
+    language_head: Head, wrap: Callable[[Any], nn.Module]
+) -> None:
+    batch = language_head.batch(2, 40)
+    found = []
+    for chunk_size in (0, 7):
+        model = language_head.build(
+            tie_word_embeddings=False, chunk_size_lm_head=chunk_size, hash_seed=1, **NO_DROPOUT
+        )
+        plain = model(**batch).loss
+        model.set_input_embeddings(wrap(model.get_input_embeddings()))
+        model.lm_head = wrap(model.lm_head)
+        found.append(train_step(language_head, model, batch))
+        if wrap not in (Wrapper, parametrizations.weight_norm):
+            assert found[-1][0].item() != pytest.approx(plain.item(), rel=1e-4)
+    (expected_loss, expected), (loss, actual) = found
+    assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-6)
+    assert_close_gradients(actual, expected)
+
+
+@pytest.mark.parametrize("chunk_size", [0, 7])
+def test_a_spectral_norm_of_embedding_and_head_trains(language_head: Head, chunk_size: int) -> None:
+    model = language_head.build(tie_word_embeddings=False, chunk_size_lm_head=chunk_size)
+    for module in (model.get_input_embeddings(), model.lm_head):
+        parametrizations.spectral_norm(module)
+    _, found = train_step(language_head, model, language_head.batch(2, 40))
+    assert sum("parametrizations.weight.original" in name for name in found) == 2
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+def test_a_quantized_head_is_called() -> None:
+    head = HEAD_OF["masked_lm"]
+    model = head.build(tie_word_embeddings=False, chunk_size_lm_head=7, hash_seed=1, **NO_DROPOUT)
+    layers = nn.Sequential(model.lm_head)
+    model.lm_head = torch.ao.quantization.quantize_dynamic(layers, {nn.Linear})[0]
+    assert not isinstance(model.lm_head.weight, Tensor)
+    batch = head.batch(2, 40)
+    in_slices = model.train()(**batch).loss
+    assert in_slices.item() == pytest.approx(model.eval()(**batch).loss.item(), rel=1e-2)

@@ -141,3 +141,65 @@ def test_a_batch_without_labels_has_loss_zero_under_adapters_on_the_head() -> No
     loss = wrapped(**batch).loss
     loss.backward()
     assert loss.item() == 0.0
+
+
+EMBEDDING = {
+    "new-tokens": {"target_modules": ["value"], "trainable_token_indices": [7, 8]},
+    "lora": {"target_modules": ["value", "word_embeddings"], "init_lora_weights": False},
+    "saved-embedding": {"target_modules": ["value"], "modules_to_save": ["word_embeddings"]},
+    "saved-head": {"target_modules": ["value"], "modules_to_save": ["lm_head"]},
+    "lora-positions": {"target_modules": ["value", "position_embeddings"], "r": 2},
+}
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("kind", EMBEDDING)
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`:UserWarning")
+@pytest.mark.filterwarnings("ignore:Model with `tie_word_embeddings=True`:UserWarning")
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+@pytest.mark.filterwarnings("ignore:Input and output embeddings are no longer tied:UserWarning")
+def test_adapters_on_embeddings_and_heads_train_and_merge(
+    language_head: Head, kind: str, tied: bool
+) -> None:
+    found = []
+    for chunk_size in (0, 7):
+        base = language_head.build(
+            tie_word_embeddings=tied,
+            chunk_size_lm_head=chunk_size,
+            axial_pos_embds=kind != "lora-positions",
+            hash_seed=1,
+            **NO_DROPOUT,
+        )
+        torch.manual_seed(1)
+        model = get_peft_model(base, LoraConfig(**EMBEDDING[kind])).train()
+        loss = model(**language_head.batch(2, 40)).loss
+        loss.backward()
+        found.append((loss, gradients(model)))
+    (expected_loss, expected), (loss, actual) = found
+    assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-6)
+    assert_close_gradients(actual, expected)
+    step(language_head, model)
+    inputs = language_head.inputs(2, 40)
+    model.eval()
+    with torch.no_grad():
+        adapted_scores = language_head.scores(model(**inputs))
+        merged = model.merge_and_unload()
+        assert type(merged) is language_head.model_class
+        difference = (language_head.scores(merged(**inputs)) - adapted_scores).abs()
+    if not (kind == "lora" and tied):
+        # There PEFT adds to the matrix of both what it had added to that of the embedding.
+        assert difference.median() <= 1e-5
+    merged.resize_token_embeddings(80)
+    for name in ("input_ids", "decoder_input_ids"):
+        if name in inputs:
+            inputs[name][0, 0] = 79
+    with torch.no_grad():
+        assert merged(**inputs).logits.shape[-1] == 80
+
+
+def test_a_wrapped_table_of_positions_is_not_resized() -> None:
+    base = HEAD_OF["causal_lm"].build(axial_pos_embds=False)
+    get_peft_model(base, LoraConfig(target_modules=["position_embeddings"], r=2))
+    with pytest.raises(ValueError, match=r"`position_embeddings` must be .*: resize before"):
+        base.resize_position_embeddings(8192)
+    assert base.config.max_position_embeddings == 4096

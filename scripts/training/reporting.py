@@ -26,6 +26,7 @@ from transformers import (
 )
 
 import reformer_hf
+from training.whole_saves import WholeSaves
 
 _LIBRARY = "reformer_hf"
 _BYTES_PER_MIB = 1 << 20
@@ -313,9 +314,9 @@ class _OwnCard:
             self.card.save(Path(str(self.args.output_dir)) / "README.md")
 
 
-class CardTrainer(_OwnCard, Trainer):
+class CardTrainer(_OwnCard, WholeSaves):
     """`Trainer` with the run's own model card."""
 
 
-class CardSeq2SeqTrainer(_OwnCard, Seq2SeqTrainer):
+class CardSeq2SeqTrainer(_OwnCard, WholeSaves, Seq2SeqTrainer):
     """`Seq2SeqTrainer` with the run's own model card."""

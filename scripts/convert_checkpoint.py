@@ -32,8 +32,9 @@ import reformer_hf
 from reformer_hf import ReformerConfig, ReformerPreTrainedModel
 from reformer_hf.checkpoint_conversion import ORIGINAL_MODEL_TYPE
 from reformer_hf.choices import ATTENTION_PATTERNS
-from train_tokenizer import check_output_dir, save_whole
+from train_tokenizer import check_output_dir
 from training.arguments import exit_code, option, parse_arguments, require_one_of
+from training.saving import save_whole
 
 # Its heads -> ours.
 MODEL_CLASSES = {

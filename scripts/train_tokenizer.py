@@ -13,8 +13,7 @@ decoding is also checked to give the text back. The output directory appears com
 """
 
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from training.arguments import exit_code, option, parse_arguments, require_posit
 from training.data import check_text_column
 from training.data_files import file_kind, read_table, read_text
 from training.models import DEFAULT_VOCAB_SIZE
+from training.saving import save_whole
 
 CHECKED_CHARACTERS = 500_000
 
@@ -133,17 +133,6 @@ def check_output_dir(path: Path) -> None:
         raise ValueError(f"output_dir: expected a new or empty directory, got {str(path)!r}")
     if path.exists() and not path.is_dir():
         raise ValueError(f"output_dir: expected a directory, got the file {str(path)!r}")
-
-
-def save_whole(save: Callable[[Path], object], path: Path) -> None:
-    """`save` into a neighbouring directory and rename it: `path` is complete or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as temporary:
-        complete = Path(temporary) / path.name
-        save(complete)
-        if path.exists():
-            path.rmdir()  # empty; Windows does not rename onto a directory
-        complete.rename(path)
 
 
 def train_tokenizer(argv: Sequence[str] | None = None) -> PreTrainedTokenizerFast:

@@ -10,6 +10,11 @@ data                files and Hub data sets -> splits -> columns of texts -> tok
 stdlib_corpus       the data of a run that names none
 models              tokenizer, configuration and model: given ones, or new ones of a preset size
 session             one run: start, training, evaluation, end
+starting_point      anew, from a checkpoint, or with the model to evaluate
+checkpoints         which of them are complete
+run_arguments       what a run began with, and keeps when it is resumed
+output_lock         one run at a time in an output directory
+saving, whole_saves directories that are complete or not there, and the trainer that makes them
 rouge               ROUGE, and what a token is in a language
 scoring             metrics, each next to a baseline
 reporting           tables, samples, loss curve, model card

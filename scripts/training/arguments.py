@@ -5,14 +5,16 @@ arguments. Values that cannot work are refused here, before anything is loaded; 
 every refusal into one line on stderr.
 """
 
+import json
 import logging
+import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -68,16 +70,16 @@ class ModelArguments:
         given = [name for name in sources if getattr(self, name) is not None]
         if len(given) > 1 and given != ["model_name_or_path", "config_name"]:
             raise ValueError(f"{given[-1]}: expected one description of the model, got {given}")
-        if self.config_overrides is not None and self.model_name_or_path is not None:
-            raise ValueError(
-                "config_overrides: expected a new model, got"
-                f" model_name_or_path={self.model_name_or_path!r}"
-            )
-        if self.vocab_size is not None and self.tokenizer_name is not None:
-            raise ValueError(
-                "vocab_size: expected no tokenizer next to it (the size is for a new one), got"
-                f" tokenizer_name={self.tokenizer_name!r}"
-            )
+        for name, what, described in (
+            ("config_overrides", "a new model of a preset size", sources[:2]),
+            ("vocab_size", "a new tokenizer", ("tokenizer_name", "model_name_or_path")),
+        ):
+            other = next((one for one in described if getattr(self, one) is not None), None)
+            if getattr(self, name) is not None and other is not None:
+                raise ValueError(
+                    f"{name}: expected {what}, which it is for, got"
+                    f" {other}={getattr(self, other)!r} next to it"
+                )
 
 
 @dataclass
@@ -99,6 +101,11 @@ class DataTrainingArguments:
         for name in ("train", "eval", "predict"):
             require_positive(f"max_{name}_samples", getattr(self, f"max_{name}_samples"))
         require_positive("preprocessing_num_workers", self.preprocessing_num_workers)
+        if self.dataset_config_name is not None and self.dataset_name is None:
+            raise ValueError(
+                "dataset_config_name: expected dataset_name next to it, got"
+                f" {self.dataset_config_name!r} alone"
+            )
         if self.dataset_name is not None and self.files:
             raise ValueError(
                 "dataset_name: expected either a Hub data set or local files, got"
@@ -214,6 +221,8 @@ class ClassificationArguments(DataTrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive("max_seq_length", self.max_seq_length)
+        if self.shuffle_seed < 0:
+            raise ValueError(f"shuffle_seed: expected 0 or more, got {self.shuffle_seed}")
 
 
 @dataclass
@@ -231,6 +240,68 @@ class RunArguments:
         require_positive("early_stopping_patience", self.early_stopping_patience)
 
 
+# What transformers takes without a look and what then means nothing, or something else: a run of
+# no steps, a loss that rises. For each range the fields, then what it includes and what not.
+_SOUND_TRAINING: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
+    (
+        (
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "gradient_accumulation_steps",
+            "eval_accumulation_steps",
+            "save_total_limit",
+            "generation_max_length",
+            "generation_num_beams",
+        ),
+        "a positive integer",
+        lambda value: value >= 1,
+    ),
+    (
+        ("num_train_epochs", "adam_epsilon"),
+        "a finite number above 0",
+        lambda value: 0 < value < math.inf,
+    ),
+    (
+        ("logging_steps", "eval_steps", "save_steps"),
+        "a positive number of steps, or below 1 a share of all steps",
+        lambda value: 0 < value < math.inf,
+    ),
+    (
+        ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "eval_delay"),
+        "a finite number of 0 or more",
+        lambda value: 0 <= value < math.inf,
+    ),
+    (
+        ("adam_beta1", "adam_beta2", "label_smoothing_factor"),
+        "a number from 0 to below 1",
+        lambda value: 0 <= value < 1,
+    ),
+    (
+        ("seed", "data_seed"),
+        "an integer from 0 to below 2**32",
+        lambda value: 0 <= value < 2**32,
+    ),
+    (("dataloader_num_workers",), "0 or more", lambda value: value >= 0),
+    (("max_steps",), "a positive integer, or -1 for none", lambda value: value == -1 or value >= 1),
+)
+
+
+def require_sound_training(training: TrainingArguments) -> None:
+    """Raise ValueError, with the argument, if training arguments are out of their range."""
+    for names, expected, is_sound in _SOUND_TRAINING:
+        for name in names:
+            value = getattr(training, name, None)
+            if value is not None and not is_sound(value):
+                raise ValueError(f"{name}: expected {expected}, got {value}")
+
+
+class _Parser(HfArgumentParser):
+    """Refuses with ValueError instead of a page of usage and an exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
 def parse_arguments(classes: Sequence[Any], argv: Sequence[str] | None = None) -> tuple[Any, ...]:
     """One object per dataclass from a command line, or from a single JSON file named on it.
 
@@ -238,13 +309,36 @@ def parse_arguments(classes: Sequence[Any], argv: Sequence[str] | None = None) -
         ValueError: an argument is impossible, or the JSON file cannot be read.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(list(classes))
     if len(arguments) == 1 and arguments[0].endswith(".json"):
-        path = Path(arguments[0])
-        if not path.is_file():
-            raise ValueError(f"arguments: expected a JSON file, got {str(path)!r}")
-        return tuple(parser.parse_json_file(json_file=str(path)))
+        known = {entry.name for kind in classes for entry in fields(kind) if entry.init}
+        arguments = _command_line(Path(arguments[0]), known)
+    parser = _Parser(list(classes))
     return tuple(parser.parse_args_into_dataclasses(args=arguments, look_for_args_file=False))
+
+
+def _command_line(path: Path, known: set[str]) -> list[str]:
+    """The arguments in a JSON file as they stand on a command line, which checks their types."""
+    if not path.is_file():
+        raise ValueError(f"arguments: expected a JSON file, got {str(path)!r}")
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"arguments: cannot read {str(path)!r} as JSON: {error}") from error
+    if not isinstance(given, dict):
+        raise ValueError(
+            f"arguments: expected an object in {str(path)!r}, got {type(given).__name__}"
+        )
+    unknown = sorted(given.keys() - known)
+    if unknown:
+        raise ValueError(f"arguments: expected names of arguments in {str(path)!r}, got {unknown}")
+    arguments = []
+    for name, value in given.items():
+        if isinstance(value, list):
+            arguments += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            text = value if isinstance(value, str) else json.dumps(value)
+            arguments.append(f"--{name}={text}")
+    return arguments
 
 
 def exit_code(

@@ -18,6 +18,7 @@ attention (syntax, close by) and LSH attention (content, anywhere). A summary is
 decoder attends fully.
 """
 
+import dataclasses
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -168,6 +169,11 @@ def new_config(
         **_token_fields(tokenizer),
         **_class_fields(classes),
     }
+    config_class = ReformerConfig if target_length is None else ReformerSeq2SeqConfig
+    for name in overrides:  # transformers would take any
+        require_one_of(
+            "config_overrides", name, sorted(f.name for f in dataclasses.fields(config_class))
+        )
     if target_length is None:
         return ReformerConfig(**fields | overrides)
     fields |= {

@@ -28,6 +28,7 @@ from transformers import (
 from transformers.trainer_utils import IntervalStrategy
 
 import reformer_hf
+from training.whole_saves import WholeSaves
 
 logger = logging.getLogger(__name__)
 
@@ -434,9 +435,9 @@ class _RunTrainer:
         super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))  # type: ignore[misc]
 
 
-class CardTrainer(_RunTrainer, Trainer):
+class CardTrainer(_RunTrainer, WholeSaves):
     """`Trainer` with the run's own model card."""
 
 
-class CardSeq2SeqTrainer(_RunTrainer, Seq2SeqTrainer):
+class CardSeq2SeqTrainer(_RunTrainer, WholeSaves, Seq2SeqTrainer):
     """`Seq2SeqTrainer` with the run's own model card."""

@@ -1,10 +1,11 @@
 """The life of a training run: where it starts, when it stops, what it measures and saves."""
 
 import logging
-import shutil
 import sys
+import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,15 +20,20 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import SaveStrategy, get_last_checkpoint
+from transformers.trainer_utils import SaveStrategy
 
+from training import run_arguments
 from training.arguments import (
     DataTrainingArguments,
     ModelArguments,
     RunArguments,
     parse_arguments,
+    require_sound_training,
 )
+from training.checkpoints import AlreadyTrained, MakeRoom, StopAtTheEnd
 from training.data import needed_splits
+from training.models import parse_overrides, preset_named
+from training.output_lock import OutputLock
 from training.reporting import (
     CardFacts,
     CardSeq2SeqTrainer,
@@ -38,6 +44,7 @@ from training.reporting import (
     peak_memory,
     save_loss_curve,
 )
+from training.starting_point import choose_evaluated_model, start_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -53,15 +60,18 @@ class Session:
         checkpoint: directory to resume from, or None.
         timer: measures the steps; one of `callbacks`.
         callbacks: for the trainer.
+        arguments: what the run began with and cannot change, also where it is resumed, by name.
     """
 
     checkpoint: str | None
     timer: StepTimer
     callbacks: list[TrainerCallback]
+    arguments: dict[str, Any] = field(default_factory=dict)
+    _release: Callable[[], object] = lambda: None
 
     def train_and_evaluate(
         self,
-        trainer: Trainer,
+        trainer: CardTrainer | CardSeq2SeqTrainer,
         splits: dict[str, Dataset],
         score_test: Callable[[EvalPrediction], dict[str, float]] | None,
     ) -> dict[str, Any]:
@@ -85,11 +95,18 @@ class Session:
             metrics |= predicted
         return metrics
 
-    def train(self, trainer: Trainer) -> None:
+    def train(self, trainer: CardTrainer | CardSeq2SeqTrainer) -> None:
         """Train, from the checkpoint if there is one; save model, tokenizer, state, metrics."""
-        result = trainer.train(resume_from_checkpoint=self.checkpoint)
+        trainer.run_arguments = self.arguments
+        metrics: dict[str, Any] = {}
+        try:
+            metrics |= trainer.train(resume_from_checkpoint=self.checkpoint).metrics
+        except AlreadyTrained as found:
+            logger.info("%s", found)
+            if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
+                trainer._load_best_model()
         trainer.save_model()
-        metrics: dict[str, Any] = {**result.metrics, "train_steps": trainer.state.global_step}
+        metrics["train_steps"] = trainer.state.global_step
         if self.timer.median_seconds is not None:
             metrics["train_step_seconds_median"] = round(self.timer.median_seconds, 4)
         self.report(trainer, "train", metrics, len(trainer.train_dataset))
@@ -122,7 +139,10 @@ class Session:
         trainer.save_metrics(split, metrics)
 
     def finish(self, trainer: CardTrainer | CardSeq2SeqTrainer, facts: CardFacts) -> None:
-        """Draw the losses, write the model card, push if asked, and print a short summary."""
+        """Draw the losses, write the model card, push if asked, and print a short summary.
+
+        Other runs may use the output directory from then on.
+        """
         output = Path(str(trainer.args.output_dir))
         if trainer.is_world_process_zero():
             has_curve = save_loss_curve(trainer.state.log_history, output / "loss_curve.png")
@@ -132,6 +152,7 @@ class Session:
                 trainer.create_model_card()
         if trainer.args.push_to_hub:
             trainer.push_to_hub()
+        self._release()
         if not trainer.is_world_process_zero():
             return
         print()
@@ -156,6 +177,9 @@ def begin(
 ) -> tuple[ModelArguments, DataT, TrainingT, Session]:
     """Parse the arguments, refuse what cannot work even without data, and set the seed.
 
+    Nothing is written but a lock on the output directory, and nothing deleted: `Session.callbacks`
+    do that when training begins, after data and model proved sound.
+
     Args:
         data_class: the data arguments of the script.
         training_class: transformers' training arguments, completed where early stopping needs it.
@@ -165,20 +189,42 @@ def begin(
 
     Raises:
         ValueError: the arguments ask for nothing, for data they do not name, or for a start or an
-            early stop that cannot be.
+            early stop that cannot be, or another run uses the output directory.
     """
     model, data, run, training = parse_arguments(
         (ModelArguments, data_class, RunArguments, training_class), argv
     )
     _set_up_logging(training)
+    require_sound_training(training)
     _require_work(training, data, cuts_validation)
+    _require_model(model)
     timer = StepTimer()
     callbacks = [timer, *_early_stopping(training, run)]
-    checkpoint = _start_checkpoint(training, run)
+    output = Path(str(training.output_dir))
+    with ExitStack() as opened:
+        if training.process_index == 0:
+            opened.callback(OutputLock(output).release)
+        checkpoint: Path | None = None
+        arguments = run_arguments.arguments_of(model, training)
+        if training.do_train:
+            checkpoint = start_checkpoint(training, model, data, run)
+            callbacks += [MakeRoom(everything=run.overwrite_output_dir), StopAtTheEnd()]
+        else:
+            choose_evaluated_model(training, model)
+        if checkpoint is not None:
+            begun = run_arguments.read(checkpoint)
+            run_arguments.keep_model(begun, model, checkpoint)
+            run_arguments.keep_optimizer(begun, training, checkpoint)
+            arguments |= begun
+        session = Session(
+            None if checkpoint is None else str(checkpoint), timer, callbacks, arguments
+        )
+        # A run that fails does not come to `finish`.
+        session._release = weakref.finalize(session, opened.pop_all().close)
     if training.device.type == "cpu":
         training.dataloader_pin_memory = False  # has no effect there but a warning
     set_seed(training.seed)
-    return model, data, training, Session(checkpoint, timer, callbacks)
+    return model, data, training, session
 
 
 def _set_up_logging(training: TrainingArguments) -> None:
@@ -208,39 +254,15 @@ def _require_work(
     for split in needed:
         if data.files and split not in data.files:
             raise ValueError(f"{split}_file: expected a file for this run, got none")
+    for split, file in data.files.items():
+        if not Path(file).is_file():
+            raise ValueError(f"{split}_file: expected a file, got {file!r}")
 
 
-def _start_checkpoint(training: TrainingArguments, run: RunArguments) -> str | None:
-    """The checkpoint to resume from: the one named, else the last one in the output directory."""
-    named = training.resume_from_checkpoint
-    if named is not None:
-        if not Path(named).is_dir():
-            raise ValueError(f"resume_from_checkpoint: expected a directory, got {named!r}")
-        return str(named)
-    output = Path(str(training.output_dir))
-    if not training.do_train or not output.is_dir() or not any(output.iterdir()):
-        return None
-    last = get_last_checkpoint(str(output))
-    if run.overwrite_output_dir:
-        _remove_checkpoints(output, training)
-        return None
-    if last is None:
-        raise ValueError(
-            f"output_dir: expected an empty directory, a checkpoint in it or"
-            f" --overwrite_output_dir, got {str(output)!r}"
-        )
-    logger.info(
-        "Resuming from %s, with its model and tokenizer (--overwrite_output_dir starts anew)", last
-    )
-    return last
-
-
-def _remove_checkpoints(output: Path, training: TrainingArguments) -> None:
-    """Old checkpoints would outnumber the new ones and be taken for the latest."""
-    with training.main_process_first(desc="removing old checkpoints"):
-        while (old := get_last_checkpoint(str(output))) is not None:
-            logger.info("Removing %s", old)
-            shutil.rmtree(old)
+def _require_model(model: ModelArguments) -> None:
+    """Refuse descriptions of a new model that are wrong whatever the data are."""
+    preset_named(model.preset)
+    parse_overrides(model.config_overrides)
 
 
 def _early_stopping(training: TrainingArguments, run: RunArguments) -> list[TrainerCallback]:

@@ -53,6 +53,24 @@ class _Refusal(torch.autograd.Function):
         refused("forward-mode derivatives of gradients", ctx.advice)()
 
 
+class _ReadOnce:
+    """A context of an autograd function whose saved tensors are unpacked once.
+
+    Hooks of saved tensors may refuse to do so again, as activation checkpointing does.
+    """
+
+    def __init__(self, ctx: Any) -> None:
+        self._ctx = ctx
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ctx, name)
+
+    @functools.cached_property
+    def saved_tensors(self) -> tuple[Tensor | None, ...]:
+        tensors: tuple[Tensor | None, ...] = self._ctx.saved_tensors
+        return tensors
+
+
 def first_order_only(
     advice: str,
 ) -> Callable[[Callable[..., _Gradients]], Callable[..., _Gradients]]:
@@ -87,17 +105,18 @@ def first_order_only(
     def mark(backward: Callable[..., _Gradients]) -> Callable[..., _Gradients]:
         @functools.wraps(backward)
         def once(ctx: Any, *gradients: Any) -> _Gradients:
-            with torch.no_grad():
-                results = backward(ctx, *gradients)
             # Compilers refuse second derivatives themselves, and cannot look into a refusal.
             if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-                return results
-            sources: tuple[Any, ...]
-            if torch._C._are_functorch_transforms_active():
-                # Every transform has a history of its own: that of what the results come from.
-                sources = (*gradients, *ctx.saved_tensors)
-            else:
-                sources = (torch.empty((), requires_grad=True),)
+                with torch.no_grad():
+                    return backward(ctx, *gradients)
+            context = _ReadOnce(ctx)
+            with torch.no_grad():
+                results = backward(context, *gradients)
+            # Whoever differentiates with respect to one of these must come past the refusal.
+            sources = [*gradients, *context.saved_tensors]
+            if not torch._C._are_functorch_transforms_active():
+                # There must be a refusal even if none of them has a history.
+                sources.append(torch.empty((), requires_grad=True))
             refusing: _Gradients = _Refusal.apply(advice, len(results), *results, *sources)
             return refusing
 

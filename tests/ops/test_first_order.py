@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
 
 from reformer_hf.ops.first_order import first_order_only, refuse_transforms, refused
 
@@ -61,6 +62,14 @@ def test_a_gradient_with_a_graph_is_refused_only_once_somebody_differentiates_it
     assert gradient == 12.0
     with pytest.raises(RuntimeError, match=r"second order .* use `plain=True`"):
         gradient.backward()
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_a_second_derivative_with_respect_to_named_tensors_is_refused(x, checkpointed):
+    found = checkpoint(cube, x, use_reentrant=False) if checkpointed else cube(x)
+    (gradient,) = torch.autograd.grad(found, x, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"second order .* use `plain=True`"):
+        torch.autograd.grad(gradient, x, allow_unused=True)
 
 
 def test_a_penalty_on_a_gradient_among_others_is_refused(x):

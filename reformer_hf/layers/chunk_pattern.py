@@ -3,6 +3,9 @@
 transformers' Reformer pads a batch to a common multiple of the chunk lengths of all its layers, and
 where the number of buckets is not configured it follows from that length. Both decide who shares a
 chunk with whom, so a layer cannot decide them alone. Nothing here concerns the ``window`` pattern.
+
+A common multiple may be many times the length, and all that the added positions do is stand between
+the last chunk and the first, which are neighbours on a ring. As few as that takes are added.
 """
 
 from __future__ import annotations
@@ -34,6 +37,25 @@ def padded_length(config: ReformerConfig, kinds: Collection[str], length: int) -
     return -(-length // multiple) * multiple
 
 
+def _sufficient_length(
+    config: ReformerConfig, kinds: Collection[str], length: int, full: int
+) -> int:
+    """The least length at which ``length`` tokens see what they see if padded to ``full``."""
+    sufficient = length
+    for kind in {"lsh", "local"}.intersection(kinds):
+        chunk: int = getattr(config, f"{kind}_attn_chunk_length")
+        before: int = getattr(config, f"{kind}_num_chunks_before")
+        after: int | None = getattr(config, f"{kind}_num_chunks_after")
+        held = -(-length // chunk)
+        if kind == "local" and held == 1:
+            continue  # whatever the ring, a token sees this chunk only
+        # Two chunks at least, if there are as many: a layer with one does not hash.
+        apart = max(held + max(before, after or 0), 2)
+        chunks = min(apart, -(-full // chunk))
+        sufficient = max(sufficient, (chunks - 1) * chunk + 1)
+    return sufficient
+
+
 def original_num_buckets(config: ReformerConfig, length: int) -> list[int]:
     """Factors of the number of buckets that the original chooses for a padded length.
 
@@ -52,20 +74,20 @@ def arrange_for_chunks(
 ) -> tuple[Tensor, ForwardContext]:
     """Pad the vectors ``[B, N, d]`` of a batch as the original does, and settle its buckets.
 
-    Where all layers have one chunk length their last chunk is left incomplete instead, which comes
-    to the same.
+    The number of buckets is that of the original's length. Of the positions that it adds, those are
+    left out that change nothing; the last chunk is incomplete then.
     """
     batch, length, _ = x.shape
     full = padded_length(config, kinds, length)
     if context.num_buckets is None and config.num_buckets is None:
         context = replace(context, num_buckets=original_num_buckets(config, full))
-    if full == length or len(_chunk_lengths(config, kinds)) == 1:
+    extra = _sufficient_length(config, kinds, length, full) - length
+    if extra == 0:
         return x, context
     padding = context.padding
     real = torch.ones((batch, length), dtype=torch.bool, device=x.device)
     lengths: tuple[int, ...] | None = (length,) * batch
     if padding is not None:
         real, lengths = padding.real, padding.lengths
-    extra = full - length
     padded = Padding(F.pad(real, (0, extra)), lengths)
     return F.pad(x, (0, 0, 0, extra)), replace(context, padding=padded)

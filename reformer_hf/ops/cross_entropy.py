@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from reformer_hf.ops.first_order import first_order_only, refused
 from reformer_hf.ops.precision import wide_dtype
 
 IGNORE_INDEX = -100
+_ADVICE = "use `chunk_size_lm_head=0`, which forms all logits"
 
 
 def linear_cross_entropy(
@@ -48,35 +50,41 @@ def linear_cross_entropy(
     if chunk_size < 0:
         raise ValueError(f"`chunk_size` must not be negative, got {chunk_size}")
     labelled = (labels != ignore_index).nonzero().squeeze(-1)
-    total: Tensor = _LinearCrossEntropy.apply(
+    # A parameter needs gradients by itself, even while they are off.
+    need = [
+        torch.is_grad_enabled() and x is not None and x.requires_grad
+        for x in (hidden, weight, bias)
+    ]
+    compiling = torch.compiler.is_compiling()
+    total: Tensor = (_LinearCrossEntropy if compiling else _OutsideOfGraphs).apply(
         hidden[labelled],
         weight,
         bias,
         labels[labelled],
         chunk_size or max(1, labelled.numel()),
-        torch.is_grad_enabled(),
-    )
+        need,
+    )[0]
     return total
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
+    """The sum of the losses and, where needed, its gradients, which follow from it at once."""
+
     @staticmethod
     def forward(
-        ctx: Any,
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
         labels: Tensor,
         chunk_size: int,
-        with_grad: bool,
-    ) -> Tensor:
+        need: list[bool],
+    ) -> tuple[Tensor | None, ...]:
         wide = wide_dtype(hidden)
         device_type = hidden.device.type
         compute = hidden.dtype
         if torch.is_autocast_enabled(device_type) and wide != torch.float64:
             compute = torch.get_autocast_dtype(device_type)
-        # `needs_input_grad` is true of every parameter, even while gradients are off.
-        need_hidden, need_weight, need_bias = (n and with_grad for n in ctx.needs_input_grad[:3])
+        need_hidden, need_weight, need_bias = need
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=wide) if need_weight else None
         grad_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and need_bias else None
@@ -102,16 +110,28 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     grad_hidden[start : start + chunk_size] = (grad @ matrix).to(hidden.dtype)
                 if grad_weight is not None:
                     grad_weight += grad.t() @ part
-        saved = (grad_hidden, grad_weight, grad_bias)
-        ctx.save_for_backward(*saved)
-        ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
-        return total
+        return total, grad_hidden, grad_weight, grad_bias
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
+        # The gradients are results like the sum, so that they have the history of what they come
+        # from, and a second derivative is noticed. Nobody receives them.
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*output[1:])
+        ctx.dtypes = [None if x is None else x.dtype for x in inputs[:3]]
+
+    @staticmethod
+    @first_order_only(_ADVICE)
+    def backward(ctx: Any, grad_total: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         grads = (
             None if saved is None else (saved * grad_total.to(saved.dtype)).to(dtype)
             for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
         return (*grads, None, None, None)
+
+
+class _OutsideOfGraphs(_LinearCrossEntropy):
+    """The same, with refusals into which compilers do not look."""
+
+    jvp = staticmethod(refused("forward-mode derivatives", _ADVICE))
+    vmap = staticmethod(refused("batches of torch.func.vmap", _ADVICE))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -159,3 +160,32 @@ def test_a_negative_chunk_size_is_refused():
     tensors, labels = problem()
     with pytest.raises(ValueError, match=r"chunk_size.*-1"):
         ours(tensors, labels, chunk_size=-1)
+
+
+def loss_of(weight: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda hidden: ours([hidden, weight], labels).square()
+
+
+def test_gradients_by_torch_func_are_those_of_autograd():
+    (hidden, weight), labels = problem("some", bias=False)
+    loss = loss_of(weight, labels)
+    (expected,) = torch.autograd.grad(loss(hidden), hidden)
+    torch.testing.assert_close(torch.func.grad(loss)(hidden.detach()), expected, rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own modules
+def test_what_it_cannot_differentiate_is_refused_with_the_setting_that_can():
+    (hidden, weight), labels = problem("some", bias=False)
+    loss = loss_of(weight, labels)
+    (gradient,) = torch.autograd.grad(loss(hidden), hidden, create_graph=True)
+    x = hidden.detach()
+    refused = (
+        lambda: gradient.sum().backward(retain_graph=True),
+        lambda: torch.autograd.grad(gradient.sum(), weight, retain_graph=True),
+        lambda: torch.func.grad(lambda y: torch.func.grad(loss)(y).sum())(x),
+        lambda: torch.func.jvp(loss, (x,), (x,)),
+        lambda: torch.func.vmap(loss)(torch.stack((x, x))),
+    )
+    for attempt in refused:
+        with pytest.raises(RuntimeError, match=r"pass through .* `chunk_size_lm_head=0`"):
+            attempt()

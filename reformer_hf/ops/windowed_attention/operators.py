@@ -15,13 +15,15 @@ than once: their ``lse`` is ``SELF_SCORE`` plus a small logarithm, which fp32 ro
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from reformer_hf.ops.attention_window import AttentionWindow
-from reformer_hf.ops.kept_results import keep_results, replaying
+from reformer_hf.ops.first_order import first_order_only, refused
+from reformer_hf.ops.kept_results import keep_results
 from reformer_hf.ops.precision import wide_dtype
 from reformer_hf.ops.sorting import BucketOrder
 from reformer_hf.ops.windowed_attention import torch_backend, triton_backend
@@ -62,7 +64,7 @@ _CALL = (
     "float scale, str backend"
 )
 _NUM_TENSORS = 7
-_NUM_RESULTS = 3
+_ADVICE = 'use `attention_backend="reference"`, which takes short sequences'
 
 
 def meets_itself_again(pattern: str, order: Tensor | None) -> bool:
@@ -163,6 +165,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.mark_non_differentiable(*output[1:])
 
 
+@first_order_only(_ADVICE)
 def _differentiate(ctx: Any, grad_out: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors
     grad_query, grad_key, grad_value = _backward(grad_out, *saved, *ctx.rest)
@@ -173,19 +176,40 @@ def _differentiate(ctx: Any, grad_out: Tensor, *_: Tensor) -> tuple[Tensor | Non
 _forward.register_autograd(_differentiate, setup_context=_save)
 
 
-class _Known(torch.autograd.Function):
-    """The operator where its results are there already: they follow its arguments."""
+def _one_by_one(operator: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Any]:
+    """A batching rule for ``torch.func.vmap``: the calls of a batch follow one another."""
+
+    def batch(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, ...]:
+        pairs = list(zip(arguments, in_dims, strict=True))
+        calls = (
+            operator(*(x.select(dim, i) if isinstance(dim, int) else x for x, dim in pairs))
+            for i in range(info.batch_size)
+        )
+        results = tuple(torch.stack(x) for x in zip(*calls, strict=True))
+        return results, (0,) * len(results)
+
+    return batch
+
+
+_forward.register_vmap(_one_by_one(_forward))
+_backward.register_vmap(_one_by_one(_backward))
+
+
+class _Attention(torch.autograd.Function):
+    """The operator outside of graphs, where transforms of ``torch.func`` do not take an operator.
+
+    Its results may be there already: then they follow the arguments without being computed.
+    """
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        results = tuple(x.detach() for x in arguments[-_NUM_RESULTS:])
-        _save(ctx, arguments[:-_NUM_RESULTS], results)
-        return results
+    def forward(*arguments: Any) -> tuple[Tensor, ...]:
+        return tuple(x.detach() for x in keep_results(lambda: _forward(*arguments)))
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return (*_differentiate(ctx, *grads), *[None] * _NUM_RESULTS)
+    setup_context = staticmethod(_save)
+    backward = staticmethod(_differentiate)
+    jvp = staticmethod(refused("forward-mode derivatives", _ADVICE))
 
 
 def attend(call: WindowedAttentionCall, backend: str) -> tuple[Tensor, Tensor]:
@@ -196,7 +220,5 @@ def attend(call: WindowedAttentionCall, backend: str) -> tuple[Tensor, Tensor]:
         backend: a name that has kernels.
     """
     arguments = _arguments(call, backend)
-    results = keep_results(lambda: _forward(*arguments))
-    if replaying():
-        results = _Known.apply(*arguments, *results)
+    results = (_forward if torch.compiler.is_compiling() else _Attention.apply)(*arguments)
     return results[0], results[1]

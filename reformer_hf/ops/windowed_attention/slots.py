@@ -10,6 +10,10 @@ into tiles of ``C`` query slots. Tile ``t`` of the line holds the queries in the
 ``t C + before .. t C + before + C`` and may see the keys in the slots ``t C .. t C + K`` with
 ``K = before + C + after``: the same for all tiles, wherever a slice begins. Queries in slots that
 belong to nobody see nothing that matters, and nobody asks for them.
+
+The tiles of a ring are its chunks. So that they are alike, the last chunk of a round is filled up
+with empty slots, or all are as long as the sequence, if one chunk holds it. Chunks so long that
+many could be empty keep the slots that tokens stand in, and are processed each by itself.
 """
 
 from __future__ import annotations
@@ -33,6 +37,8 @@ _NOBODY = -1
 # score even for one bucket, and finite for as many as there can be.
 _FAR = 1e30
 _MIN_TILE, _MAX_TILE = 16, 128
+# Scores of a chunk up to which chunks that are alike, but partly empty, are faster than others.
+_FILLED_UP_SCORES = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,31 @@ class Group:
         part = part if x.shape[1] == 1 else part[:, self.heads]
         rows, heads = self.rows.stop - self.rows.start, self.heads.stop - self.heads.start
         return part.expand(rows, heads, *x.shape[2:]).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Tiles that are processed together.
+
+    Attributes:
+        queries: slots of a line in which their queries stand, ``T' C`` of them.
+        keys: slots of a line in which their keys stand.
+        count: tiles, ``T'``.
+    """
+
+    queries: slice
+    keys: slice
+    count: int
+
+    @property
+    def tile(self) -> int:
+        """Query slots of a tile, ``C``."""
+        return (self.queries.stop - self.queries.start) // self.count
+
+    @property
+    def num_keys(self) -> int:
+        """Key slots that a tile may see, ``K``."""
+        return self.keys.stop - self.keys.start - (self.count - 1) * self.tile
 
 
 @dataclass(frozen=True)
@@ -88,10 +119,10 @@ class SlotLayout:
 
     Attributes:
         length, slots: tokens ``N``, and query slots of a slice.
-        tile: ``C``.
-        before, after: key slots before and after a tile.
-        num_keys: key slots that a tile may see, ``K``.
-        stride: slots of a slice in a line, a multiple of ``C``.
+        tile: ``C``, at most.
+        before, after: key slots before the first tile of a slice and after the last.
+        num_keys: key slots that a tile may see, ``K``, at most.
+        stride: slots of a slice in a line; a multiple of ``C`` where all tiles are alike.
         num_passes: passes over the slots.
     """
 
@@ -105,21 +136,31 @@ class SlotLayout:
         self._order = call.order or identity_order(length, device)
         self._wide = wide_dtype(call.query)
         rounds = self._order.num_hashes
+        self._alike = True
         if self.is_ring:
             # The chunks of a ring are part of its definition.
-            self.tile = window.chunk_length
-            self.before, self.after = window.before * self.tile, window.after * self.tile
-            self._round_slots = -(-length // self.tile) * self.tile
+            chunk = window.chunk_length
+            self._round_chunks = -(-length // chunk)
+            self._num_chunks = self._round_chunks * rounds
+            self.tile = min(chunk, length)
+            self.num_keys = (window.before + 1 + window.after) * self.tile
+            filled_up = self._round_chunks * self.tile
+            self._alike = self.tile * self.num_keys <= _FILLED_UP_SCORES or filled_up == length
+            self._round_slots = filled_up if self._alike else length
             self.slots = self._round_slots * rounds
+            self.before = -self._chunk_start(-window.before)
+            self.after = self._chunk_start(self._num_chunks + window.after) - self.slots
             self.num_passes = 1
         else:
             # No two tokens of a bucket are further apart than the sequence is long.
             self.before, self.after = min(window.before, length - 1), min(window.after, length - 1)
             self.tile = min(_tile_for_reach(self.before + self.after), length)
             self._round_slots = self.slots = length
+            self.num_keys = self.before + self.tile + self.after
             self.num_passes = rounds
-        self.num_keys = self.before + self.tile + self.after
-        self.stride = -(-(self.before + self.slots + self.after) // self.tile) * self.tile
+        self.stride = self.before + self.slots + self.after
+        if self._alike:
+            self.stride = -(-self.stride // self.tile) * self.tile
         first_index = torch.arange(self.batch, device=device).view(-1, 1) * (length * self.heads)
         self._first_index = first_index + torch.arange(self.heads, device=device)
 
@@ -128,6 +169,41 @@ class SlotLayout:
         for rows in _split(self.batch, max(1, slices // self.heads)):
             for heads in _split(self.heads, slices):
                 yield Group(rows, heads)
+
+    def _chunk_start(self, chunk: int) -> int:
+        """Where a chunk of the ring begins; chunks before 0 and behind the last repeat others."""
+        rounds, within = divmod(chunk, self._round_chunks)
+        return rounds * self._round_slots + within * self.tile
+
+    def blocks(self, slices: int, scores: int) -> Iterator[Block]:
+        """All tiles of a line.
+
+        Args:
+            slices: that stand in the line.
+            scores: of a block, about and at most; but a tile of a window is not divided, nor are
+                fewer than ``_MAX_TILE`` queries of a chunk.
+        """
+        tile, num_keys = self.tile, self.num_keys
+        if self._alike and not (self.is_ring and tile * num_keys > scores):
+            count, step = slices * self.stride // tile, max(1, scores // (tile * num_keys))
+            for first in range(0, count, step):
+                last = min(first + step, count)
+                yield Block(
+                    slice(first * tile + self.before, last * tile + self.before),
+                    slice(first * tile, (last - 1) * tile + num_keys),
+                    last - first,
+                )
+            return
+        step = max(_MAX_TILE, scores // num_keys)
+        for begin in range(self.before, slices * self.stride, self.stride):
+            for chunk in range(self._num_chunks):
+                keys = slice(
+                    begin + self._chunk_start(chunk - self.window.before),
+                    begin + self._chunk_start(chunk + self.window.after + 1),
+                )
+                end = begin + self._chunk_start(chunk + 1)
+                for first in range(begin + self._chunk_start(chunk), end, step):
+                    yield Block(slice(first, min(first + step, end)), keys, 1)
 
     def build(self, index: int, group: Group) -> Line:
         """Pass ``index`` of a group."""
@@ -197,8 +273,8 @@ class SlotLayout:
         """``[B', H', R, N]``: from which it is seen whether two tokens meet in a round."""
         if self.is_ring:
             first_chunk = torch.arange(self._order.num_hashes, device=self._order.rank.device)
-            per_round = self._round_slots // self.tile
-            return self._order.rank // self.tile + (first_chunk * per_round).unsqueeze(-1)
+            first_chunk = (first_chunk * self._round_chunks).unsqueeze(-1)
+            return self._order.rank // self.tile + first_chunk
         # Doubled, so that the middle of every window is a whole number.
         return 2 * spaced_rank(self._order, max(self.before, self.after) + 1)
 
@@ -218,21 +294,13 @@ class SlotLayout:
             out[slots] = x
         return out
 
-    def query_slots(self, first: int, last: int) -> slice:
-        """The slots of a line in which the queries of the tiles ``first:last`` stand."""
-        return slice(first * self.tile + self.before, last * self.tile + self.before)
+    def query_tiles(self, x: Tensor, block: Block) -> Tensor:
+        """``[S]`` numbers by slot as ``[T', C, 1]`` for the tiles of a block."""
+        return x[block.queries].view(block.count, block.tile, 1)
 
-    def key_slots(self, first: int, last: int) -> slice:
-        """The slots of a line in which the keys of the tiles ``first:last`` stand."""
-        return slice(first * self.tile, (last - 1) * self.tile + self.num_keys)
-
-    def query_tiles(self, x: Tensor, first: int, last: int) -> Tensor:
-        """``[S]`` numbers by slot as ``[T', C, 1]`` for the tiles ``first:last``."""
-        return x[self.query_slots(first, last)].view(last - first, self.tile, 1)
-
-    def key_tiles(self, x: Tensor, first: int, last: int) -> Tensor:
+    def key_tiles(self, x: Tensor, block: Block) -> Tensor:
         """``[S]`` numbers by slot as an overlapping view ``[T', 1, K]``."""
-        return x[self.key_slots(first, last)].unfold(-1, self.num_keys, self.tile).unsqueeze(1)
+        return x[block.keys].unfold(-1, block.num_keys, block.tile).unsqueeze(1)
 
     @cached_property
     def band(self) -> Tensor | None:
@@ -249,23 +317,20 @@ class SlotLayout:
             outside, -torch.inf
         )
 
-    def mask_scores_(
-        self, scores: Tensor, gap: Tensor, line: Line, first: int, last: int
-    ) -> Tensor:
+    def mask_scores_(self, scores: Tensor, gap: Tensor, line: Line, block: Block) -> Tensor:
         """Take from the scores of pairs that do not see each other more than they can have.
 
         In place; everything is arithmetic, because comparisons and selections are many times
         slower on a CPU.
 
         Args:
-            scores: ``[T', C, K]`` for the tiles ``first:last``, already outside the band.
+            scores: ``[T', C, K]`` for the tiles of the block, already outside the band.
             gap: scratch memory of that shape.
             line: the pass.
-            first: first tile.
-            last: one past the last tile.
+            block: the tiles.
         """
-        query_tag = self.query_tiles(line.tag, first, last)
-        key_tag = self.key_tiles(line.tag, first, last)
+        query_tag = self.query_tiles(line.tag, block)
+        key_tag = self.key_tiles(line.tag, block)
         if self.is_ring:
             self._mask_ring_(scores, query_tag, key_tag)
         else:
@@ -276,7 +341,7 @@ class SlotLayout:
             scores.add_(gap, alpha=_FAR)
             if self.window.exclude_self:
                 scores.diagonal(self.before, dim1=-2, dim2=-1).fill_(SELF_SCORE)
-        votes = self._count_votes(line, first, last)
+        votes = self._count_votes(line, block)
         if votes is not None:
             scores -= votes.to(scores.dtype).log_()
         return scores
@@ -290,24 +355,23 @@ class SlotLayout:
         if self.window.exclude_self:
             scores.masked_fill_((key_tag == query_tag) & (query_tag != _NOBODY), SELF_SCORE)
 
-    def _count_votes(self, line: Line, first: int, last: int) -> Tensor | None:
+    def _count_votes(self, line: Line, block: Block) -> Tensor | None:
         """``[T', C, K]``: in how many slots, over all rounds, the query meets the key."""
         if line.votes is None:
             return None
         window = self.window
-        num_tiles = self.slots // self.tile
         votes: Tensor | None = None
         for own in line.votes:
-            query = self.query_tiles(own, first, last)
+            query = self.query_tiles(own, block)
             if self.is_ring:
                 for other in line.votes:
-                    step = query - self.key_tiles(other, first, last)
+                    step = query - self.key_tiles(other, block)
                     for shift in range(-window.after, window.before + 1):
-                        met = ((step - shift).remainder_(num_tiles) == 0).to(torch.int32)
+                        met = ((step - shift).remainder_(self._num_chunks) == 0).to(torch.int32)
                         votes = met if votes is None else votes.add_(met)
             else:
                 reach = self.before + self.after
-                distance = (query - (self.before - self.after)) - self.key_tiles(own, first, last)
+                distance = (query - (self.before - self.after)) - self.key_tiles(own, block)
                 # 1 where |distance| <= reach, else 0.
                 met = distance.abs_().neg_().add_(reach + 1).clamp_(0, 1)
                 votes = met if votes is None else votes.add_(met)

@@ -28,7 +28,7 @@ from reformer_hf.ops.precision import wide_dtype
 from reformer_hf.ops.shared_keys import inverse_key_norm
 from reformer_hf.ops.windowed_attention.call import WindowedAttentionCall
 from reformer_hf.ops.windowed_attention.dropout import keep_mask, key_codes, query_codes
-from reformer_hf.ops.windowed_attention.slots import Group, Line, SlotLayout
+from reformer_hf.ops.windowed_attention.slots import Block, Group, Line, SlotLayout
 
 # Scores formed at a time: 2 MiB in fp32, which with what they are made of about fits the level-2
 # caches of two cores.
@@ -144,56 +144,51 @@ class _Kernel:
         size = self.call.query.shape[-1]
         return self.layout.groups(max(1, _LINE_ELEMENTS // (self.layout.stride * size)))
 
-    def _blocks(self, group: Group) -> Iterator[tuple[int, int]]:
-        """Ranges of tiles of a line that are processed together."""
-        layout = self.layout
-        count = group.size * layout.stride // layout.tile
-        step = max(1, _SCORE_ELEMENTS // (layout.tile * layout.num_keys))
-        for first in range(0, count, step):
-            yield first, min(first + step, count)
+    def _blocks(self, group: Group) -> Iterator[Block]:
+        return self.layout.blocks(group.size, _SCORE_ELEMENTS)
 
     # ---- what a block of tiles consists of ----
 
-    def _query_tiles(self, x: Tensor, first: int, last: int) -> Tensor:
+    def _query_tiles(self, x: Tensor, block: Block) -> Tensor:
         """Query slots of a line ``[S, D]`` as ``[T', C, D]``, a view."""
-        return x[self.layout.query_slots(first, last)].view(-1, self.layout.tile, x.shape[-1])
+        return x[block.queries].view(block.count, block.tile, x.shape[-1])
 
-    def _key_tiles(self, x: Tensor, count: int) -> Tensor:
-        """Key slots ``[n, D]`` of ``T'`` tiles as ``[T', K, D]``, an overlapping view."""
-        tile, size = self.layout.tile, x.shape[-1]
-        shape = (count, self.layout.num_keys, size)
-        return x.as_strided(shape, (tile * size, size, 1), x.storage_offset())
+    def _key_tiles(self, x: Tensor, block: Block) -> Tensor:
+        """Key slots ``[n, D]`` of a block as ``[T', K, D]``, an overlapping view."""
+        size = x.shape[-1]
+        shape = (block.count, block.num_keys, size)
+        return x.as_strided(shape, (block.tile * size, size, 1), x.storage_offset())
 
-    def _load(self, line: Line, first: int, last: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _load(self, line: Line, block: Block) -> tuple[Tensor, Tensor, Tensor]:
         """Scaled queries ``[T', C, D]``, keys and values ``[T', K, D]``, in sorted order."""
-        layout, gather = self.layout, self.scratch.gather
-        count = last - first
-        key_index = line.index[layout.key_slots(first, last)]
+        gather = self.scratch.gather
+        key_index = line.index[block.keys]
         value = gather("value", self.value_vectors, key_index)
         if self.key_vectors is None:
             shared = gather("shared", self.query_vectors, key_index)
-            query = shared[layout.before : layout.before + count * layout.tile]
+            first = block.keys.start
+            query = shared[block.queries.start - first : block.queries.stop - first]
             normed = self.scratch.take("normed", shared.shape, self.wide)
             key = torch.mul(shared, inverse_key_norm(shared), out=normed)
         else:
-            query = gather("query", self.query_vectors, line.index[layout.query_slots(first, last)])
+            query = gather("query", self.query_vectors, line.index[block.queries])
             key = gather("key", self.key_vectors, key_index)
         if self.call.scale != 1.0:
             query = query * self.call.scale
-        query = query.view(count, layout.tile, -1)
-        return query, self._key_tiles(key, count), self._key_tiles(value, count)
+        query = query.view(block.count, block.tile, -1)
+        return query, self._key_tiles(key, block), self._key_tiles(value, block)
 
-    def _scores(self, line: Line, query: Tensor, key: Tensor, first: int, last: int) -> Tensor:
+    def _scores(self, line: Line, query: Tensor, key: Tensor, block: Block) -> Tensor:
         """``[T', C, K]`` scores, far below all others where a query does not see a key."""
         layout = self.layout
-        shape = (last - first, layout.tile, layout.num_keys)
+        shape = (block.count, block.tile, block.num_keys)
         if layout.band is None:
             scores = self.scratch.bmm("scores", query, key.transpose(1, 2))
         else:
             scores = self.scratch.take("scores", shape, self.wide)
             torch.baddbmm(layout.band.expand(shape), query, key.transpose(1, 2), out=scores)
         gap = self.scratch.take("gap", shape, self.wide)
-        return layout.mask_scores_(scores, gap, line, first, last)
+        return layout.mask_scores_(scores, gap, line, block)
 
     def _codes(self, group: Group, line: Line) -> tuple[Tensor, Tensor]:
         """Codes of queries and keys ``[S]`` from which dropout is decided."""
@@ -208,10 +203,10 @@ class _Kernel:
         query, key = (torch.nn.functional.pad(x.flatten(), tail) for x in codes)
         return query, key
 
-    def _keep(self, codes: tuple[Tensor, Tensor], first: int, last: int) -> Tensor:
+    def _keep(self, codes: tuple[Tensor, Tensor], block: Block) -> Tensor:
         """``[T', C, K]``: 0 where a pair is dropped, else ``1 / (1 - dropout)``."""
-        query = self.layout.query_tiles(codes[0], first, last)
-        key = self.layout.key_tiles(codes[1], first, last)
+        query = self.layout.query_tiles(codes[0], block)
+        key = self.layout.key_tiles(codes[1], block)
         keep = keep_mask(query, key, self.window.dropout).to(self.wide)
         return keep.mul_(1.0 / (1.0 - self.window.dropout))
 
@@ -253,16 +248,16 @@ class _Kernel:
         mixed = take("mixed", (slots, self.value_vectors.shape[-1]), self.wide)
         highest, total = (take(name, (slots,), self.wide) for name in ("highest", "total"))
         codes = self._codes(group, line) if self.window.dropout > 0.0 else None
-        for first, last in self._blocks(group):
-            query, key, value = self._load(line, first, last)
-            scores = self._scores(line, query, key, first, last)
-            top = layout.query_tiles(highest, first, last)
+        for block in self._blocks(group):
+            query, key, value = self._load(line, block)
+            scores = self._scores(line, query, key, block)
+            top = layout.query_tiles(highest, block)
             torch.amax(scores, dim=-1, keepdim=True, out=top)
             weights = _exp_(scores.sub_(top.clamp_(min=_FLOOR)))
-            layout.query_tiles(total, first, last).copy_(_row_sums(weights))
+            layout.query_tiles(total, block).copy_(_row_sums(weights))
             if codes is not None:
-                weights *= self._keep(codes, first, last)
-            torch.bmm(weights, value, out=self._query_tiles(mixed, first, last))
+                weights *= self._keep(codes, block)
+            torch.bmm(weights, value, out=self._query_tiles(mixed, block))
         return mixed, highest, total
 
     # ---- backward ----
@@ -338,36 +333,36 @@ class _Kernel:
         grad_query = scratch.take("grad_query", (slots, size), self.wide)
         grad_key = scratch.take("grad_key", (slots, size), self.wide).zero_()
         grad_value = scratch.take("grad_value", (slots, size), self.wide).zero_()
-        for first, last in self._blocks(group):
-            query, key, value = self._load(line, first, last)
-            outs = scratch.gather("outs", grad_vectors, line.index[layout.query_slots(first, last)])
+        for block in self._blocks(group):
+            query, key, value = self._load(line, block)
+            outs = scratch.gather("outs", grad_vectors, line.index[block.queries])
             outs = outs.view(query.shape)
             if factor:
-                outs *= layout.query_tiles(factor[0], first, last)
-            scores = self._scores(line, query, key, first, last)
-            weights = _exp_(scores.sub_(layout.query_tiles(lse, first, last)))
+                outs *= layout.query_tiles(factor[0], block)
+            scores = self._scores(line, query, key, block)
+            weights = _exp_(scores.sub_(layout.query_tiles(lse, block)))
             grad_weights = scratch.bmm("grad_weights", outs, value.transpose(1, 2))
             kept = weights
             if codes is not None:
-                keep = self._keep(codes, first, last)
+                keep = self._keep(codes, block)
                 kept = weights * keep
                 grad_weights *= keep
-            grad_weights -= layout.query_tiles(delta, first, last)
+            grad_weights -= layout.query_tiles(delta, block)
             grad_scores = grad_weights.mul_(weights)
-            torch.bmm(grad_scores, key, out=self._query_tiles(grad_query, first, last))
+            torch.bmm(grad_scores, key, out=self._query_tiles(grad_query, block))
             self._spread_(
-                grad_key, scratch.bmm("spread", grad_scores.transpose(1, 2), query), first
+                grad_key, scratch.bmm("spread", grad_scores.transpose(1, 2), query), block
             )
-            self._spread_(grad_value, scratch.bmm("spread", kept.transpose(1, 2), outs), first)
+            self._spread_(grad_value, scratch.bmm("spread", kept.transpose(1, 2), outs), block)
         return [grad_query, layout.fold_keys(grad_key), layout.fold_keys(grad_value)]
 
-    def _spread_(self, total: Tensor, tiles: Tensor, first: int) -> None:
+    def _spread_(self, total: Tensor, tiles: Tensor, block: Block) -> None:
         """Add key gradients ``[T', K, D]`` of overlapping tiles to a line ``[S, D]``, in place."""
-        tile, num_keys = self.layout.tile, self.layout.num_keys
-        count, _, size = tiles.shape
+        count, num_keys, size = tiles.shape
+        tile = block.tile if count > 1 else num_keys
         for offset in range(0, num_keys, tile):
             width = min(tile, num_keys - offset)
-            begin = first * tile + offset
+            begin = block.keys.start + offset
             target = total[begin : begin + count * tile].view(count, tile, size)
             target[:, :width] += tiles[:, offset : offset + width]
 

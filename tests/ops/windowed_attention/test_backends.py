@@ -146,6 +146,16 @@ def test_the_sizes_of_groups_and_segments_change_nothing(case, elements, make_pr
     assert_equals_reference(case.problem(make_problem), TOLERANCE[torch.float64])
 
 
+# Chunks each by itself, some of a few queries at a time, instead of filled up to be alike.
+@pytest.mark.parametrize("elements", [1, 1 << 19], ids=["divided", "whole"])
+@pytest.mark.parametrize("case", [c for c in CASES if c.pattern == "chunk"][::2], ids=str)
+def test_chunks_that_are_not_filled_up_change_nothing(case, elements, make_problem, monkeypatch):
+    monkeypatch.setattr(slots, "_FILLED_UP_SCORES", 0)
+    monkeypatch.setattr(slots, "_MAX_TILE", 3)
+    monkeypatch.setattr(torch_backend, "_SCORE_ELEMENTS", elements)
+    assert_equals_reference(case.problem(make_problem), TOLERANCE[torch.float64])
+
+
 @pytest.mark.parametrize("after", [0, 4])
 @pytest.mark.parametrize("tile", [1, 3, 7, 50, 1000])
 def test_tiles_of_a_window_change_nothing(tile, after, make_problem, make_window, monkeypatch):

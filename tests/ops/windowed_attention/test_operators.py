@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from reformer_hf.ops.windowed_attention import WindowedAttentionCall
 from reformer_hf.ops.windowed_attention.operators import _arguments, meets_itself_again
@@ -80,8 +82,65 @@ def test_a_gradient_of_a_gradient_is_refused(make_problem, make_window):
     problem, call = build({}, "window", make_problem, make_window)
     out = OPERATOR(*_arguments(call, "torch"))[0]
     (first,) = torch.autograd.grad(out.sum(), call.query, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"windowed_attention_backward"):
+    with pytest.raises(RuntimeError, match=r"second order .* `attention_backend=\"reference\"`"):
         first.sum().backward()
+
+
+def loss_of(problem: Any, backend: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """A function of queries and values, which is linear in neither."""
+
+    def loss(query: Tensor, value: Tensor) -> Tensor:
+        out = replace(problem, query=query, value=value).attend(backend)[0]
+        return (out * problem.grad_out).sum()
+
+    return loss
+
+
+@pytest.mark.parametrize("pattern", ["window", "chunk"])
+def test_gradients_by_torch_func_are_those_of_autograd(variant, pattern, make_problem, make_window):
+    problem, _ = build(variant, pattern, make_problem, make_window)
+    expected = problem.solve("torch")
+    gradients = torch.func.grad(loss_of(problem, "torch"), (0, 1))(problem.query, problem.value)
+    for name, gradient in zip(("dq", "dv"), gradients, strict=True):
+        assert torch.equal(gradient, expected[name]), name
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_batches_of_torch_func_are_calls_one_after_the_other(backend, make_problem, make_window):
+    problem = make_problem(21, make_window())
+    gradient = torch.func.grad(loss_of(problem, backend))
+    queries = torch.randn(3, *problem.query.shape, dtype=torch.float64)
+    found = torch.func.vmap(gradient, (0, None))(queries, problem.value)
+    expected = torch.stack([gradient(query, problem.value) for query in queries])
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own modules
+def test_forward_mode_and_second_derivatives_by_torch_func_are_refused(make_problem, make_window):
+    problem = make_problem(21, make_window())
+    loss, inputs = loss_of(problem, "torch"), (problem.query, problem.value)
+    for function in (
+        lambda *x: torch.func.jvp(loss, x, x),
+        torch.func.hessian(loss),
+        torch.func.jacrev(torch.func.grad(loss)),
+    ):
+        with pytest.raises(RuntimeError, match=r"derivatives .*attention_backend=\"reference\""):
+            function(*inputs)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+@pytest.mark.parametrize("pattern", ["window", "chunk"])
+def test_the_reference_has_second_derivatives_in_every_mode(pattern, make_problem, make_window):
+    window = make_window(pattern, 1 if pattern == "chunk" else 3)
+    problem = make_problem(6, window, batch=1, heads=1, size=2)
+    loss, inputs = loss_of(problem, "reference"), (problem.query, problem.value)
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    assert torch.autograd.gradgradcheck(loss, leaves)
+    forward_over_reverse = torch.func.hessian(loss)(*inputs)
+    reverse_over_reverse = torch.autograd.functional.hessian(
+        lambda q: loss(q, inputs[1]), inputs[0]
+    )
+    torch.testing.assert_close(forward_over_reverse, reverse_over_reverse, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("seed", [0, 17, (1 << 63) - 1, 1 << 63, (1 << 64) + 17, -5])
@@ -95,7 +154,7 @@ def test_dropout_seeds_of_any_size_drop_what_the_reference_drops(seed, make_prob
 def test_compiled_attention_is_one_graph_and_changes_no_bit(backend, make_problem, make_window):
     problem = make_problem(21, make_window(dropout=0.2)).to(torch.float32)
 
-    def attend(query: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    def attend(query: Tensor, value: Tensor) -> Tensor:
         return replace(problem, query=query, value=value).attend("torch")[0]
 
     torch.compiler.reset()

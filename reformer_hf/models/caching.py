@@ -58,6 +58,10 @@ def find_encoder_decoder_cache(
 
 def _checked(cache: Cache, config: ReformerConfig) -> ReformerCache:
     if not isinstance(cache, ReformerCache):
-        raise ValueError(f"`past_key_values` must be a ReformerCache, got a {type(cache).__name__}")
+        raise ValueError(
+            f"`past_key_values` must be a ReformerCache, got a {type(cache).__name__}; keys and "
+            "values from elsewhere (prefix tuning) have no place in a cache of hashed tokens, "
+            "vectors before the tokens (prompt tuning) have"
+        )
     cache.check_model(config)
     return cache

@@ -32,6 +32,14 @@ def require_positive(name: str, value: int | None) -> None:
         raise ValueError(f"{name}: expected a positive integer, got {value}")
 
 
+def require_text(owner: object, *names: str) -> None:
+    """Raise ValueError if a field of `owner` is given and blank, as an unset shell variable is."""
+    for name in names:
+        value = getattr(owner, name)
+        if value is not None and not value.strip():
+            raise ValueError(f"{name}: expected text, got {value!r}")
+
+
 def require_one_of(name: str, value: str, accepted: Sequence[str]) -> None:
     """Raise ValueError unless `value` is one of `accepted`."""
     if value not in accepted:
@@ -67,6 +75,7 @@ class ModelArguments:
     def __post_init__(self) -> None:
         require_positive("vocab_size", self.vocab_size)
         sources = ("model_name_or_path", "config_name", "preset")
+        require_text(self, *sources, "config_overrides", "tokenizer_name", "model_revision")
         given = [name for name in sources if getattr(self, name) is not None]
         if len(given) > 1 and given != ["model_name_or_path", "config_name"]:
             raise ValueError(f"{given[-1]}: expected one description of the model, got {given}")
@@ -101,6 +110,7 @@ class DataTrainingArguments:
         for name in ("train", "eval", "predict"):
             require_positive(f"max_{name}_samples", getattr(self, f"max_{name}_samples"))
         require_positive("preprocessing_num_workers", self.preprocessing_num_workers)
+        require_text(self, "dataset_name", "train_file", "validation_file", "test_file")
         if self.dataset_config_name is not None and self.dataset_name is None:
             raise ValueError(
                 "dataset_config_name: expected dataset_name next to it, got"
@@ -156,6 +166,7 @@ class SummarizationArguments(DataTrainingArguments):
         lengths = ("max_source_length", "max_target_length", "val_max_target_length", "num_beams")
         for name in lengths:
             require_positive(name, getattr(self, name))
+        require_text(self, "lang", "text_column", "summary_column", "forced_bos_token")
         if self.no_repeat_ngram_size < 0:
             raise ValueError(
                 f"no_repeat_ngram_size: expected 0 or more, got {self.no_repeat_ngram_size}"
@@ -186,6 +197,7 @@ class LanguageModelingArguments(DataTrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_text(self, "text_column")
         if self.block_size < 2:
             raise ValueError(f"block_size: expected at least 2, got {self.block_size}")
         if not 0 < self.validation_split_percentage < 100:
@@ -221,6 +233,8 @@ class ClassificationArguments(DataTrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive("max_seq_length", self.max_seq_length)
+        splits = ("train_split_name", "validation_split_name", "test_split_name")
+        require_text(self, "text_column_names", "label_column_name", "metric_name", *splits)
         if self.shuffle_seed < 0:
             raise ValueError(f"shuffle_seed: expected 0 or more, got {self.shuffle_seed}")
 

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 # In an output directory: what is written or deleted just now. The Hub is not sent what begins with
 # an underscore.
 UNFINISHED = "_unfinished"
-_BROKEN_PREFIX = "broken-"
+_BROKEN_PREFIX = "_broken-"
 WEIGHT_FILE = re.compile(
     r"(adapter_model|model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?"
 )
@@ -44,12 +44,18 @@ def checkpoints_in(directory: Path) -> list[Path]:
 
 def newest_complete(directory: Path) -> Path | None:
     """The last checkpoint in `directory` that can be opened; a warning names those after it."""
+    flaws = {}
+    complete = None
     for checkpoint in reversed(checkpoints_in(directory)):
         flaw = flaw_of_checkpoint(checkpoint)
         if flaw is None:
-            return checkpoint
-        logger.warning("Passing over %s, which is not complete: %s", checkpoint, flaw)
-    return None
+            complete = checkpoint
+            break
+        flaws[checkpoint] = flaw
+    for checkpoint, flaw in flaws.items():
+        instead = f"using {complete.name} instead" if complete else "no earlier one is complete"
+        logger.warning("Passing over %s: %s; %s", checkpoint, flaw, instead)
+    return complete
 
 
 def flaw_of_checkpoint(checkpoint: Path) -> str | None:

@@ -243,7 +243,10 @@ class CardFacts:
     @property
     def base_model_is_local(self) -> bool:
         """Whether the base model is a directory on this machine."""
-        return self.base_model is not None and Path(self.base_model).exists()
+        if self.base_model is None:
+            return False
+        path = Path(self.base_model)
+        return path.is_absolute() or path.exists()  # it may have been moved since
 
     @property
     def origin(self) -> str:

@@ -106,10 +106,11 @@ class Session:
             if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
                 trainer._load_best_model()
         trainer.save_model()
-        metrics["train_steps"] = trainer.state.global_step
-        if self.timer.median_seconds is not None:
-            metrics["train_step_seconds_median"] = round(self.timer.median_seconds, 4)
-        self.report(trainer, "train", metrics, len(trainer.train_dataset))
+        if metrics:
+            metrics["train_steps"] = trainer.state.global_step
+            if self.timer.median_seconds is not None:
+                metrics["train_step_seconds_median"] = round(self.timer.median_seconds, 4)
+            self.report(trainer, "train", metrics, len(trainer.train_dataset))
         trainer.save_state()
 
     def evaluate(self, trainer: Trainer) -> dict[str, Any]:
@@ -144,6 +145,8 @@ class Session:
         Other runs may use the output directory from then on.
         """
         output = Path(str(trainer.args.output_dir))
+        # Where a run is resumed, the name of what it began with may be left out.
+        facts.base_model = facts.base_model or self.arguments.get("model_name_or_path")
         if trainer.is_world_process_zero():
             has_curve = save_loss_curve(trainer.state.log_history, output / "loss_curve.png")
             if trainer.args.do_train:
@@ -211,6 +214,9 @@ def begin(
             callbacks += [MakeRoom(everything=run.overwrite_output_dir), StopAtTheEnd()]
         else:
             choose_evaluated_model(training, model)
+            for name in ("overwrite_output_dir", "early_stopping_patience"):
+                if getattr(run, name):
+                    logger.warning("%s: no effect without --do_train", name)
         if checkpoint is not None:
             begun = run_arguments.read(checkpoint)
             run_arguments.keep_model(begun, model, checkpoint)

@@ -52,7 +52,12 @@ class ModelArguments:
 
     model_name_or_path: str | None = option("Checkpoint directory or Hub id to fine-tune.")
     config_name: str | None = option("Configuration of a new model: directory or Hub id.")
-    preset: str | None = option("Size of a new model: tiny, demo, small, base or large.")
+    preset: str | None = option(
+        "Size of a new model (parameters of a summarizer, layers + decoder layers, width): tiny"
+        " (0.3 million, 2+1, 32; tests), demo (2 million, 2+2, 128; minutes on a CPU), small"
+        " (7 million, 4+2, 256; hours on a CPU; the default), base (48 million, 6+6, 512; one GPU),"
+        " large (355 million, 12+12, 1024; several GPUs)."
+    )
     config_overrides: str | None = option(
         "Changes to the configuration of a new model, as a JSON object or as key=value,key=value."
     )

@@ -37,7 +37,6 @@ from transformers import (
 from reformer_hf import ReformerConfig, ReformerSeq2SeqConfig
 from reformer_hf.tokenization import byte_tokenizer, train_bpe_tokenizer
 from training.arguments import ModelArguments, require_one_of
-from training.reporting import count_in_words
 
 logger = logging.getLogger(__name__)
 
@@ -370,3 +369,8 @@ def _revision(source: str, arguments: ModelArguments) -> str:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
+
+
+def count_in_words(count: int) -> str:
+    """A count as it is read: "12.3 million", and below a million every digit."""
+    return f"{count / 1e6:,.1f} million" if count >= 1e6 else f"{count:,}"

@@ -28,6 +28,7 @@ from transformers import (
 from transformers.trainer_utils import IntervalStrategy
 
 import reformer_hf
+from training.models import count_in_words
 from training.whole_saves import WholeSaves
 
 logger = logging.getLogger(__name__)
@@ -325,11 +326,6 @@ def _introduction(model: PreTrainedModel, facts: CardFacts) -> str:
     if facts.rows:
         sentences.append(verdict(facts.rows) if facts.claims else facts.finding)
     return " ".join(sentences)
-
-
-def count_in_words(count: int) -> str:
-    """A count as it is read: "12.3 million", and below a million every digit."""
-    return f"{count / 1e6:,.1f} million" if count >= 1e6 else f"{count:,}"
 
 
 def _results(facts: CardFacts) -> str:

@@ -14,11 +14,11 @@ from transformers import Trainer, TrainingArguments
 
 import reformer_hf
 from tests.models.builders import HEAD_OF
+from training.models import count_in_words
 from training.reporting import (
     CardFacts,
     CardTrainer,
     MetricRow,
-    count_in_words,
     model_card,
     show_results,
     verdict,

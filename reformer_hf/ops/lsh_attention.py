@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from reformer_hf.ops.row_hashing import RowHasher, buckets_for_length, factors_o
 from reformer_hf.ops.sorting import BucketOrder, padding_order, sort_by_bucket
 from reformer_hf.ops.windowed_attention import WindowedAttentionCall, windowed_attention
 from reformer_hf.ops.windowed_attention.reference import attention_weights
+
+# Shorter chunks are no faster.
+_SHORT_CHUNK = 64
 
 
 @torch.no_grad()
@@ -79,6 +83,23 @@ def _order(
     return BucketOrder(*found) if found else None
 
 
+def _without_room(
+    window: AttentionWindow, padding: Padding | None, order: BucketOrder | None, length: int
+) -> AttentionWindow:
+    """The window, with chunks that hold no more padding than they must.
+
+    Where every row's real tokens fill less than the first chunk of a round and the chunks around it
+    hold padding alone, a shorter chunk shows every token the same others.
+    """
+    if window.pattern != "chunk" or order is None or padding is None or padding.lengths is None:
+        return window
+    most = max(padding.lengths)
+    num_chunks = -(-length // window.chunk_length)
+    if most > window.chunk_length or num_chunks <= max(window.before, window.after):
+        return window
+    return replace(window, chunk_length=min(window.chunk_length, max(most, _SHORT_CHUNK)))
+
+
 def _rounded(
     x: Tensor,
     order: BucketOrder | None,
@@ -122,6 +143,7 @@ def lsh_attention(
         Output ``[B, H, N, D]`` and ``lse`` ``[B, H, N]``.
     """
     order = _order(query_key, settings, window, padding)
+    window = _without_room(window, padding, order, query_key.shape[2])
     real = None if padding is None else padding.real
     out, lse = windowed_attention(
         query_key, None, value, order, window=window, real=real, backend=backend

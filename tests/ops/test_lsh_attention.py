@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from dataclasses import fields
 from typing import Any
 
@@ -16,6 +17,7 @@ from reformer_hf.ops.padding import Padding
 from reformer_hf.ops.row_hashing import buckets_for_length
 from reformer_hf.ops.sorting import padding_order
 
+operation = sys.modules[lsh_attention.__module__]
 HEADS, SIZE = 2, 8
 CAUSAL = AttentionWindow("window", 6, 0, 4, causal=True, exclude_self=True)
 BOTH = AttentionWindow("window", 6, 6, 4, causal=False, exclude_self=True)
@@ -307,3 +309,44 @@ def test_the_named_backend_serves():
     )
     with pytest.raises(ValueError, match="'abacus'"):
         attend(query_key, value, backend="abacus")
+
+
+# ---- long chunks ----
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "both"])
+@pytest.mark.parametrize("reach", [(0, 0), (1, 0), (1, 1), (2, 1), (0, 2)], ids=str)
+@pytest.mark.parametrize("length", [25, 49, 60, 80])
+def test_chunks_without_room_for_padding_show_the_same_tokens(
+    length, reach, causal, dtype, monkeypatch
+):
+    window = AttentionWindow("chunk", *reach, 24, causal=causal, exclude_self=True)
+    real = torch.zeros(3, length, dtype=torch.bool)
+    for row, count in enumerate((11, 1, 7)):
+        real[row, torch.randperm(length)[:count]] = True
+    padding = Padding.from_attention_mask(real)
+    query_key, value = inputs(length, batch=3, dtype=dtype)
+    call = arguments(window, num_buckets=4, padding=padding)
+    monkeypatch.setattr(operation, "_SHORT_CHUNK", 1)
+    found = lsh_attention(query_key, value, **call)
+    monkeypatch.setattr(operation, "_without_room", lambda window, *_: window)
+    expected = lsh_attention(query_key, value, **call)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-9
+    for got, want in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
+
+
+def test_a_long_chunk_of_padding_is_worked_on_in_short_ones(monkeypatch):
+    window = AttentionWindow("chunk", 1, 0, 4096, causal=True, exclude_self=True)
+    chunk_lengths = []
+
+    def note(query: Tensor, *_: Any, window: AttentionWindow, **__: Any) -> tuple[Tensor, Tensor]:
+        chunk_lengths.append(window.chunk_length)
+        return query, torch.zeros(query.shape[:3])
+
+    monkeypatch.setattr(operation, "windowed_attention", note)
+    for most in (100, 4096, 4097):
+        padding = Padding.from_attention_mask(torch.arange(4100) < torch.tensor([[most], [70]]))
+        attend(*inputs(4100, batch=2), window, num_buckets=4, padding=padding)
+    assert chunk_lengths == [100, 4096, 4096]

@@ -73,11 +73,13 @@ class Block:
         queries: slots of a line in which their queries stand, ``T' C`` of them.
         keys: slots of a line in which their keys stand.
         count: tiles, ``T'``.
+        times: ``[K]``, how often a tile sees each key slot; ``None``: once.
     """
 
     queries: slice
     keys: slice
     count: int
+    times: Tensor | None = None
 
     @property
     def tile(self) -> int:
@@ -143,13 +145,17 @@ class SlotLayout:
             self._round_chunks = -(-length // chunk)
             self._num_chunks = self._round_chunks * rounds
             self.tile = min(chunk, length)
-            self.num_keys = (window.before + 1 + window.after) * self.tile
+            # What goes round the ring sees its chunks several times; here they stand once.
+            seen = min(window.before + 1 + window.after, self._num_chunks)
+            self._chunks_before = min(window.before, seen - 1)
+            self._chunks_after = seen - 1 - self._chunks_before
+            self.num_keys = seen * self.tile
             filled_up = self._round_chunks * self.tile
             self._alike = self.tile * self.num_keys <= _FILLED_UP_SCORES or filled_up == length
             self._round_slots = filled_up if self._alike else length
             self.slots = self._round_slots * rounds
-            self.before = -self._chunk_start(-window.before)
-            self.after = self._chunk_start(self._num_chunks + window.after) - self.slots
+            self.before = -self._chunk_start(-self._chunks_before)
+            self.after = self._chunk_start(self._num_chunks + self._chunks_after) - self.slots
             self.num_passes = 1
         else:
             # No two tokens of a bucket are further apart than the sequence is long.
@@ -175,6 +181,18 @@ class SlotLayout:
         rounds, within = divmod(chunk, self._round_chunks)
         return rounds * self._round_slots + within * self.tile
 
+    def _times(self, chunk: int) -> Tensor | None:
+        """How often a chunk sees the key slots around it, ``[K]``, if it goes round the ring."""
+        before, after = self.window.before, self.window.after
+        if before + after < self._num_chunks:
+            return None
+        times = []
+        for shift in range(-self._chunks_before, self._chunks_after + 1):
+            size = self._chunk_start(chunk + shift + 1) - self._chunk_start(chunk + shift)
+            laps = [s for s in range(-before, after + 1) if (s - shift) % self._num_chunks == 0]
+            times += [len(laps)] * size
+        return torch.tensor(times, dtype=self._wide, device=self._first_index.device)
+
     def blocks(self, slices: int, scores: int) -> Iterator[Block]:
         """All tiles of a line.
 
@@ -186,24 +204,26 @@ class SlotLayout:
         tile, num_keys = self.tile, self.num_keys
         if self._alike and not (self.is_ring and tile * num_keys > scores):
             count, step = slices * self.stride // tile, max(1, scores // (tile * num_keys))
+            times = self._times(0) if self.is_ring else None
             for first in range(0, count, step):
                 last = min(first + step, count)
                 yield Block(
                     slice(first * tile + self.before, last * tile + self.before),
                     slice(first * tile, (last - 1) * tile + num_keys),
                     last - first,
+                    times,
                 )
             return
         step = max(_MAX_TILE, scores // num_keys)
         for begin in range(self.before, slices * self.stride, self.stride):
             for chunk in range(self._num_chunks):
                 keys = slice(
-                    begin + self._chunk_start(chunk - self.window.before),
-                    begin + self._chunk_start(chunk + self.window.after + 1),
+                    begin + self._chunk_start(chunk - self._chunks_before),
+                    begin + self._chunk_start(chunk + self._chunks_after + 1),
                 )
-                end = begin + self._chunk_start(chunk + 1)
+                end, times = begin + self._chunk_start(chunk + 1), self._times(chunk)
                 for first in range(begin + self._chunk_start(chunk), end, step):
-                    yield Block(slice(first, min(first + step, end)), keys, 1)
+                    yield Block(slice(first, min(first + step, end)), keys, 1, times)
 
     def build(self, index: int, group: Group) -> Line:
         """Pass ``index`` of a group."""

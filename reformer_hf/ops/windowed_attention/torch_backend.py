@@ -254,6 +254,8 @@ class _Kernel:
             top = layout.query_tiles(highest, block)
             torch.amax(scores, dim=-1, keepdim=True, out=top)
             weights = _exp_(scores.sub_(top.clamp_(min=_FLOOR)))
+            if block.times is not None:
+                weights *= block.times
             layout.query_tiles(total, block).copy_(_row_sums(weights))
             if codes is not None:
                 weights *= self._keep(codes, block)
@@ -341,6 +343,8 @@ class _Kernel:
                 outs *= layout.query_tiles(factor[0], block)
             scores = self._scores(line, query, key, block)
             weights = _exp_(scores.sub_(layout.query_tiles(lse, block)))
+            if block.times is not None:
+                weights *= block.times
             grad_weights = scratch.bmm("grad_weights", outs, value.transpose(1, 2))
             kept = weights
             if codes is not None:

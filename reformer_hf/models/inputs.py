@@ -126,10 +126,11 @@ def prepare_inputs(
 
     Args:
         side: whose inputs these are.
-        ids: ``[B, N]`` int64 token ids, or ``None``.
+        ids: ``[B, N]`` token ids of any integer type, or ``None``.
         embeds: ``[B, N, d]`` token vectors, or ``None``; one of the two must be given.
         attention_mask: ``[B, N]``, or ``[B, past + N]`` with earlier tokens in the cache.
-        position_ids: ``[B or 1, N]`` int64; ``None``: the number of real tokens before each.
+        position_ids: ``[B or 1, N]`` of any integer type; ``None``: the number of real tokens
+            before each.
         cache: earlier tokens, to which these are added. Hash rounds and planned lengths are those
             of its first call.
         num_hashes: hash rounds of this pass; ``None``: those of the configuration.
@@ -303,23 +304,28 @@ def _check_one_text(
     """
     if not readable(positions):
         return
-    again = torch.zeros_like(positions[:, :1], dtype=torch.bool)
-    if cache is not None and cache.get_seq_length():
-        earlier = positions < cache.timeline.coming_positions()
-        again = (earlier if padding is None else earlier & padding.real).any(dim=1, keepdim=True)
-    real = torch.ones_like(positions, dtype=torch.bool)
+    real = None
     if padding is not None:
         # Real tokens first, in their order.
         real, order = padding.real.sort(dim=1, descending=True, stable=True)
         positions = positions.expand_as(order).gather(1, order)
-    steps, both_real = positions.diff(dim=1), real[:, 1:]
-    up, down = ((direction | ~both_real).all(dim=1) for direction in (steps > 0, steps < 0))
-    alone = (up | down) & ~again.squeeze(1)
-    if not alone.all():
-        row = int((~alone).to(torch.int8).argmax())
+    wrong: list[int] = []
+    if positions.shape[1] > 1:
+        steps = positions.diff(dim=1)
+        up, down = steps > 0, steps < 0
+        if real is not None:
+            up, down = up | ~real[:, 1:], down | ~real[:, 1:]
+        wrong = (~(up.all(dim=1) | down.all(dim=1))).nonzero().flatten().tolist()
+    if not wrong and cache is not None and cache.get_seq_length():
+        earlier, new = cache.timeline.ends, cache.timeline.coming_lengths
+        first = positions[:, 0].expand(len(new)).tolist()
+        # Each of the earlier tokens has a smaller number.
+        wrong = [row for row, n in enumerate(new) if n and first[row] < earlier[row]]
+    if wrong:
         raise ValueError(
             f"`{name}` must number the tokens of one text in every row, got a second beginning in "
-            f"row {row}: texts packed into a row would see one another, so give each its own row"
+            f"row {wrong[0]}: texts packed into a row would see one another, so give each its own "
+            "row"
         )
 
 

@@ -33,8 +33,14 @@ NumItems = Tensor | int | float | None
 
 
 def _divide(total: Tensor, count: Tensor | int, num_items: NumItems) -> Tensor:
-    """``total / num_items``, or the mean over ``count``; an empty batch has loss 0."""
+    """``total / num_items``, or the mean over ``count``; an empty batch has loss 0.
+
+    Raises:
+        ValueError: a number of items that is none.
+    """
     items = count if num_items is None else num_items
+    if not isinstance(items, Tensor) and not (isinstance(items, int | float) and items >= 0):
+        raise ValueError(f"`num_items_in_batch` must be a number of at least 0, got {items!r}")
     if isinstance(items, Tensor):
         return total / items.to(total.device).clamp(min=1)
     return total / max(1, items)

@@ -73,10 +73,13 @@ class ReformerModel(ReformerPreTrainedModel):
         """Encode sequences.
 
         Args:
-            input_ids: ``[B, N]`` int64 token ids.
-            attention_mask: ``[B, N]``, 1 for real tokens and 0 for padding, on either side; with
-                earlier tokens in a cache, of the new tokens or of all, ``[B, past + N]``.
-            position_ids: ``[B or 1, N]`` int64; default: the number of real tokens before each.
+            input_ids: ``[B, N]`` token ids of any integer type.
+            attention_mask: ``[B, N]`` of any type, 1 for real tokens and 0 for padding, on either
+                side; with earlier tokens in a cache, of the new tokens or of all,
+                ``[B, past + N]``.
+            position_ids: ``[B or 1, N]`` of any integer type; default: the number of real tokens
+                before each. A row is one text, so its real tokens are numbered upwards (or all
+                downwards).
             inputs_embeds: ``[B, N, d]`` token vectors in place of ``input_ids``.
             num_hashes: hash rounds of this call, at least 1; default: ``config.num_hashes``.
             past_key_values: a :class:`~reformer_hf.ReformerCache`, empty or with earlier tokens, to

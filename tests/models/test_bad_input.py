@@ -388,6 +388,14 @@ def test_flags_that_are_neither_true_nor_false(name: str) -> None:
         refused(head, message, **head.inputs(2, 9), **{name: "no"})
 
 
+@pytest.mark.parametrize("value", [-3, "2"])
+def test_numbers_of_items_that_are_none(value: Any) -> None:
+    for name in ("causal_lm", "sequence_classification"):
+        head = HEAD_OF[name]
+        message = f"`num_items_in_batch` must be a number of at least 0, got {value!r}"
+        refused(head, message, **head.batch(2, 9), num_items_in_batch=value)
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [

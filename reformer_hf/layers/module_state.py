@@ -8,15 +8,19 @@ it calls no module again; a recomputation has to find what the forward pass foun
 from __future__ import annotations
 
 import contextlib
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-# What every module has besides its contents: hooks and the like, which may come and go.
-_INTERNALS = frozenset(vars(nn.Module())) - {"training", "_parameters", "_buffers", "_modules"}
-_CONTAINERS = (dict, list, set)
+# What every module has, and what of it decides how it computes in the forward pass. The rest, such
+# as hooks of gradients and of saving, may come and go.
+_DECISIVE = {"training", "_parameters", "_buffers", "_modules"}
+_DECISIVE |= {name for name in vars(nn.Module()) if name.startswith("_forward")}
+_INTERNALS = frozenset(vars(nn.Module())) - _DECISIVE
+_CONTAINERS = (dict, OrderedDict, list, set)
 
 
 class ModuleState:

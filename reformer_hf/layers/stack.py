@@ -25,7 +25,7 @@ from reformer_hf.layers.local_self_attention import LocalSelfAttention
 from reformer_hf.layers.lsh_self_attention import LSHSelfAttention
 from reformer_hf.layers.norm import StreamLayerNorm
 from reformer_hf.layers.self_attention import MAX_LENGTH_WITH_ATTENTIONS, SelfAttention
-from reformer_hf.layers.sub_layer import SubLayer, SubLayerCall, raise_wrong_sharding
+from reformer_hf.layers.sub_layer import SubLayer, SubLayerCall, has_hooks, raise_wrong_sharding
 from reformer_hf.ops.reversible import DecodingStreams, Keep, ResidualStreams, ReversibleStep
 
 logger = logging.getLogger(__name__)
@@ -97,8 +97,7 @@ class ReformerLayer(nn.Module):
 
     def watched(self) -> bool:
         """Whether somebody's hook looks at the layer itself."""
-        forward = self._forward_hooks or self._forward_pre_hooks
-        return bool(forward or self._backward_hooks or self._backward_pre_hooks)
+        return has_hooks(self)
 
     def check_sharding(self) -> None:
         """Make sure that weights will be there when a sub-layer is called.
@@ -107,7 +106,7 @@ class ReformerLayer(nn.Module):
             ValueError: weights were sharded in a way that does not work here.
         """
         if isinstance(self, FSDPModule):
-            raise_wrong_sharding(type(self).__name__, "the layer itself is never called")
+            raise_wrong_sharding(type(self).__name__, "it is called only where it has hooks")
         if any(isinstance(part, FullyShardedDataParallel) for part in self.children()):
             raise_wrong_sharding("FullyShardedDataParallel", "that is FSDP1")
 
@@ -279,7 +278,9 @@ class ReformerStack(nn.Module):
         # What a step puts into a cache must not be put there again by a recomputation, and weights
         # that are returned must stay connected to what was computed from them.
         once = context.output_attentions or context.cache is not None
+        # Reversible layers decide themselves what is computed again.
         checkpointing = self.gradient_checkpointing and self.training and not once
+        checkpointing = checkpointing and not self.config.reversible
         streams = ResidualStreams(
             x,
             reversible=self.config.reversible and not once,
@@ -318,12 +319,22 @@ class ReformerStack(nn.Module):
         """Run a layer within a call of its module, whose hooks see the merged streams."""
         concat = self.config.stream_merge == "concat"
 
-        def run(merged: Tensor) -> Tensor:
-            streams.replace_merged(merged, concat)
+        def exchange(exchanged: Tensor) -> None:
+            if not isinstance(exchanged, Tensor) or exchanged.shape != merged.shape:
+                tensor = isinstance(exchanged, Tensor)
+                raise ValueError(
+                    f"a hook on a {type(layer).__name__} must return {list(merged.shape)}, "
+                    f"got {list(exchanged.shape) if tensor else type(exchanged).__name__}"
+                )
+            streams.replace_merged(exchanged, concat)
+
+        def run(exchanged: Tensor) -> Tensor:
+            exchange(exchanged)
             add()
             return self._merge(*streams.read())
 
-        streams.replace_merged(layer(self._merge(*streams.read()), run), concat)
+        merged = self._merge(*streams.read())
+        exchange(layer(merged, run=run))
 
     @property
     def _grid(self) -> float | None:

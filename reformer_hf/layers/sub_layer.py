@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.module import _has_any_global_hook
 
 from reformer_hf.layers.context import ForwardContext
 from reformer_hf.layers.footprint import Footprint, PassShape
@@ -92,7 +93,7 @@ class SubLayer(nn.Module):
 
     def watched(self) -> bool:
         """Whether somebody's hook looks at what a module in here is given or returns."""
-        return any(m._forward_hooks or m._forward_pre_hooks for m in self.modules())
+        return _has_any_global_hook() or any(map(has_hooks, self.modules()))
 
     def draws(self) -> bool:
         """Whether a call draws random numbers from torch's global generators."""
@@ -139,7 +140,7 @@ class SubLayer(nn.Module):
         """
 
         def function(x: Tensor, *inputs: Tensor) -> Tensor:
-            return _with_weights(self(x, *inputs, context=context))[0]
+            return _checked(self(x, *inputs, context=context), x, self)
 
         parameters, chunk_size = tuple(self.parameters()), self.chunk_size(x)
         sharded = any(isinstance(part, FSDPModule) for part in self.modules())
@@ -199,7 +200,8 @@ class SubLayerCall:
 
     def residual(self, x: Tensor, *inputs: Tensor) -> Tensor:
         """The residual alone, of :attr:`inputs` unless others are given."""
-        return _with_weights(self.module(x, *(inputs or self.inputs), context=self.context))[0]
+        found = self.module(x, *(inputs or self.inputs), context=self.context)
+        return _checked(found, x, self.module)
 
     def step(self, x: Tensor, recomputed: bool) -> ReversibleStep:
         """The same as a step on streams that start as ``x``, to be computed again or not."""
@@ -211,6 +213,18 @@ class SubLayerCall:
 def _with_weights(returned: Tensor | WithWeights) -> WithWeights:
     """What a sub-layer returned, with ``None`` for the weights that it does not have."""
     return returned if isinstance(returned, tuple) else (returned, None)
+
+
+def _checked(returned: Tensor | WithWeights, x: Tensor, module: nn.Module) -> Tensor:
+    """The residual that a sub-layer returned, which a hook may have exchanged."""
+    residual, _ = _with_weights(returned)
+    if not isinstance(residual, Tensor) or residual.shape != x.shape:
+        got = list(residual.shape) if isinstance(residual, Tensor) else type(residual).__name__
+        raise ValueError(
+            f"a {type(module).__name__} must return a residual {list(x.shape)} (did a hook return "
+            f"something else?), got {got}"
+        )
+    return residual
 
 
 class _LinearGradients(torch.autograd.Function):
@@ -250,6 +264,12 @@ def product_without_values(linear: nn.Linear, x: Tensor) -> Tensor:
         operands = [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in operands]
     zeros: Tensor = _LinearGradients.apply(*operands)
     return zeros
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a module has hooks of its own, forward or backward."""
+    forward = module._forward_hooks or module._forward_pre_hooks
+    return bool(forward or module._backward_hooks or module._backward_pre_hooks)
 
 
 def _is_zero3(parameter: Tensor) -> bool:

@@ -10,7 +10,6 @@ from typing import Any
 SCHEMA = 1
 
 _Kinds = type | tuple[type, ...]
-_NUMBER: _Kinds = (int, float)
 _OPTIONAL: _Kinds = (int, float, type(None))
 
 # Bytes: of weights and gradients; resident when the model is built; above that, what the first step

@@ -92,7 +92,7 @@ def keep_optimizer(begun: Mapping[str, Any], training: TrainingArguments, source
         if _plain(value) != _plain(defaults[name]):
             raise _differs(name, begun[name], _plain(value), source)
         logger.info("%s: %s, with which the run in %s began", name, begun[name], source)
-        setattr(training, name, type(value)(begun[name]))
+        setattr(training, name, begun[name] if value is None else type(value)(begun[name]))
 
 
 def _differs(name: str, begun: Any, value: Any, source: Path) -> ValueError:

@@ -60,16 +60,23 @@ def configure(model: ReformerForCausalLM) -> None:
     model.config.num_hashes, model.config.lsh_attn_chunk_length = 4, 16
 
 
+def add_a_hook(model: ReformerForCausalLM) -> None:
+    model.reformer.stack.layers[1].feed_forward.inner.register_forward_hook(lambda *a: 3.0 * a[2])
+
+
 def freeze(model: ReformerForCausalLM) -> None:
     model.reformer.stack.requires_grad_(False)
 
 
 @LENGTHS
-@pytest.mark.parametrize("change", [evaluate, drop_more, exchange_a_module, configure])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
+@pytest.mark.parametrize("change", [evaluate, drop_more, exchange_a_module, configure, add_a_hook])
 def test_the_backward_pass_computes_with_what_the_forward_pass_found(
-    change: Change, length: int
+    change: Change, checkpointing: bool, length: int
 ) -> None:
     def run(model: ReformerForCausalLM, ids: Tensor) -> list[Tensor]:
+        if checkpointing and model.config.reversible:
+            model.reformer.stack.gradient_checkpointing = True
         parameters = list(model.parameters())
         loss = model(ids, labels=ids).loss
         change(model)

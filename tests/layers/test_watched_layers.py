@@ -145,3 +145,39 @@ def test_outputs_of_modules_are_tensors_tuples_or_named_outputs() -> None:
         module.register_forward_hook(lambda _, __, output: kinds.add(type(output)))
     model(IDS, labels=IDS)
     assert all(issubclass(kind, Tensor | tuple | dict) for kind in kinds)
+
+
+@pytest.mark.parametrize("name", ["attention", "attention.output.dense", "feed_forward.outer"])
+def test_backward_hooks_of_sub_layers_fire_and_may_change_gradients(name: str) -> None:
+    found = []
+    for reversible in (True, False):
+        model = build(reversible=reversible)
+        module = layers_of(model)[0].get_submodule(name)
+        module.register_full_backward_hook(lambda _, grads, __: (0.0 * grads[0], *grads[1:]))
+        found.append(step(model)[1])
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_pre_hook_of_a_layer_may_exchange_its_input() -> None:
+    model = build().eval()
+    plain = model(IDS).logits
+    first = layers_of(model)[0]
+    handle = first.register_forward_pre_hook(lambda _, inputs: inputs[0] + torch.linspace(0, 3, 32))
+    moved = model(IDS).logits
+    handle.remove()
+    first.register_forward_pre_hook(lambda _, inputs: (inputs[0],))
+    torch.testing.assert_close(model(IDS).logits, plain, rtol=1e-4, atol=1e-4)
+    assert (moved - plain).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("place", ["layer", "attention", "feed_forward"])
+@pytest.mark.parametrize("what", ["another shape", "no tensor"])
+def test_a_hook_that_returns_something_else_is_refused(what: str, place: str) -> None:
+    model = build()
+    layer = layers_of(model)[1]
+    module = layer if place == "layer" else layer.get_submodule(place)
+    wrong = torch.ones(1, 48, 1) if what == "another shape" else "text"
+    module.register_forward_hook(lambda *_: (wrong, None) if place == "attention" else wrong)
+    with pytest.raises(ValueError, match=r"must return .*\[1, 48, 32\].*got"):
+        model(IDS)

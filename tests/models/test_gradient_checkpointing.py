@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from reformer_hf import ReformerPreTrainedModel
+from tests.layers.note_calls import note_calls
 from tests.models.builders import ALL_DROPOUTS, HEAD_OF, Head, assert_equal_gradients, train_step
 
 
@@ -46,12 +47,15 @@ def test_checkpointing_works_on_the_plain_path() -> None:
     assert len(seen) == 3
 
 
-def test_checkpointing_adds_no_recomputation_to_the_reversible_path() -> None:
+@pytest.mark.parametrize("length", [20, 600])
+def test_checkpointing_adds_no_recomputation_to_the_reversible_path(length: int) -> None:
     head = HEAD_OF["causal_lm"]
-    model = head.build(reversible=True)
-    switch(model, on=True)
-    seen: list[int] = []
-    layer = model.reformer.stack.layers[0].feed_forward
-    layer.register_forward_pre_hook(lambda *_: seen.append(1))
-    train_step(head, model, head.batch(2, 20))
-    assert len(seen) == 2
+    counts = []
+    for on in (False, True):
+        model = head.build(reversible=True)
+        switch(model, on=on)
+        seen: list[int] = []
+        note_calls(model.reformer.stack.layers[0].feed_forward, lambda seen=seen: seen.append(1))
+        train_step(head, model, head.batch(2, length))
+        counts.append(len(seen))
+    assert counts[0] == counts[1]

@@ -367,7 +367,7 @@ def test_a_resumed_run_refuses_what_can_have_no_effect(run, arguments, other, ex
 def test_a_resumed_run_keeps_its_own_settings_where_none_are_given(run, arguments):
     less = without(arguments, "--learning_rate", "--preset")
     run_clm.model_language([*less, "--max_steps", "3"])
-    assert "| learning rate | 0.001 (linear) |" in (run / "README.md").read_text()
+    assert "| learning rate | 0.001 (linear)" in (run / "README.md").read_text()
     first, last = (
         json.loads((run / name / "_run_arguments.json").read_text())
         for name in ("checkpoint-1", "checkpoint-3")

@@ -106,7 +106,7 @@ class ReformerLayer(nn.Module):
             ValueError: weights were sharded in a way that does not work here.
         """
         if isinstance(self, FSDPModule):
-            raise_wrong_sharding(type(self).__name__, "it is called only where it has hooks")
+            raise_wrong_sharding(type(self).__name__, "the layer is called only where it has hooks")
         if any(isinstance(part, FullyShardedDataParallel) for part in self.children()):
             raise_wrong_sharding("FullyShardedDataParallel", "that is FSDP1")
 

@@ -69,15 +69,6 @@ def _letters(texts: Iterable[str], characters: int) -> tuple[int, Counter[str]]:
     return total, unspaced
 
 
-def is_chinese(texts: Iterable[str], *, threshold: float = 0.5, characters: int = 20_000) -> bool:
-    """Whether more than `threshold` of the letters in the first `characters` are Chinese.
-
-    Interspersed Latin names and numbers are common and do not change the answer.
-    """
-    total, unspaced = _letters(texts, characters)
-    return unspaced["zh"] > threshold * total
-
-
 def resolve_language(lang: str | None, texts: Iterable[str]) -> str | None:
     """`lang` if the user named one, else that of texts most of whose letters need no spaces.
 

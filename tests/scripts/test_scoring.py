@@ -10,7 +10,7 @@ from rouge_score import rouge_scorer
 from transformers import EvalPrediction
 
 from reformer_hf.tokenization import byte_tokenizer
-from training.rouge import Rouge, compute_rouge, is_chinese, resolve_language, tokenizer_for
+from training.rouge import Rouge, compute_rouge, resolve_language, tokenizer_for
 from training.scoring import (
     ClassificationScorer,
     LeadBaseline,
@@ -112,9 +112,9 @@ def test_lead_scores_perfectly_where_the_summary_is_the_lead():
 
 
 def test_chinese_is_recognised_and_a_named_language_wins():
-    assert is_chinese(["发言人1：defi 请回答2021，我们有请 piggy 协议开发团队"])
-    assert not is_chinese(["The word 北京 means Beijing, which is the capital."])
-    assert not is_chinese(["123 456"])
+    assert resolve_language(None, ["发言人1：defi 请回答2021，我们有请 piggy 协议开发团队"]) == "zh"
+    assert resolve_language(None, ["The word 北京 means Beijing, which is the capital."]) is None
+    assert resolve_language(None, ["123 456"]) is None
     assert resolve_language(None, ["我爱北京"]) == "zh"
     assert resolve_language("ja", ["我爱北京"]) == "ja"
     assert resolve_language(None, ["plain text"]) is None

@@ -29,10 +29,10 @@ _TOLERANCE = 1e-4
 
 
 class DecodingContender(Contender):
-    """A causal language model with a memory; a step reads one token.
+    """A causal language model with a cache; a step reads one token.
 
     Attributes:
-        must_equal_whole_pass: whether logits with memory have to be those of one pass over all
+        must_equal_whole_pass: whether logits with cache have to be those of one pass over all
             tokens, or are compared for the report only.
     """
 
@@ -44,7 +44,7 @@ class DecodingContender(Contender):
 
     @abstractmethod
     def read(self, model: nn.Module, tokens: Tensor, length: int) -> tuple[Tensor, Any]:
-        """Logits ``[B, V]`` of the last token, and the memory of all.
+        """Logits ``[B, V]`` of the last token, and the cache of all.
 
         Args:
             model: the model.
@@ -53,16 +53,16 @@ class DecodingContender(Contender):
         """
 
     @abstractmethod
-    def next(self, model: nn.Module, token: Tensor, memory: Any) -> tuple[Tensor, Any]:
-        """Logits ``[B, V]`` after one more token ``[B, 1]``, and the memory with it."""
+    def next(self, model: nn.Module, token: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        """Logits ``[B, V]`` after one more token ``[B, 1]``, and the cache with it."""
 
     @abstractmethod
     def whole(self, model: nn.Module, tokens: Tensor) -> Tensor:
-        """Logits ``[B, N, V]`` of one pass without memory."""
+        """Logits ``[B, N, V]`` of one pass without cache."""
 
     @abstractmethod
-    def memory_bytes(self, memory: Any) -> int:
-        """Bytes of a memory."""
+    def cache_bytes(self, cache: Any) -> int:
+        """Bytes of a cache."""
 
     def make_seeded(self, case: Case) -> nn.Module:
         """The model of a case; equal cases give equal weights."""
@@ -84,10 +84,10 @@ class DecodingContender(Contender):
             return [Finding("available", False, reason)]
         model, tokens = self.make_seeded(short), random_tokens(short)
         start = CHECK_LENGTH - _CHECKED
-        logits, memory = self.read(model, tokens[:, :start], CHECK_LENGTH)
+        logits, cache = self.read(model, tokens[:, :start], CHECK_LENGTH)
         found = [logits]
         for i in range(start, CHECK_LENGTH - 1):
-            logits, memory = self.next(model, tokens[:, i : i + 1], memory)
+            logits, cache = self.next(model, tokens[:, i : i + 1], cache)
             found.append(logits)
         expected = self.whole(model, tokens)[:, start - 1 : CHECK_LENGTH - 1]
         close = check_close(
@@ -114,16 +114,16 @@ class DecodingSteps(Workload):
         tokens = random_tokens(case)
         self._token = tokens[:, :1]
         self._cached = case.length * case.batch
-        self.logits, self.memory = contender.read(self.model, tokens, case.length + SPARE)
+        self.logits, self.cache = contender.read(self.model, tokens, case.length + SPARE)
 
     @torch.inference_mode()
     def step(self) -> None:
         """Read one token."""
-        self.logits, self.memory = self._contender.next(self.model, self._token, self.memory)
+        self.logits, self.cache = self._contender.next(self.model, self._token, self.cache)
 
     def findings(self) -> list[Finding]:
-        """Logits are finite; how large the memory is."""
-        size = self._contender.memory_bytes(self.memory) / self._cached
+        """Logits are finite; how large the cache is."""
+        size = self._contender.cache_bytes(self.cache) / self._cached
         return [
             check_finite("logits", [self.logits]),
             Finding("memory", True, f"{size:,.0f} bytes a token of context", required=False),
@@ -152,8 +152,8 @@ class PrefillSteps(DecodingSteps):
     @torch.inference_mode()
     def step(self) -> None:
         """Read the context."""
-        self.memory = None  # not two at a time
-        self.logits, self.memory = self._contender.read(self.model, self._tokens, self._length)
+        self.cache = None  # not two at a time
+        self.logits, self.cache = self._contender.read(self.model, self._tokens, self._length)
 
     def tokens(self, case: Case) -> int:
         """All of the context."""

@@ -38,18 +38,18 @@ class GPT2Decoding(DecodingContender):
         out = model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return out.logits[:, -1], cache
 
-    def next(self, model: nn.Module, token: Tensor, memory: Any) -> tuple[Tensor, Any]:
+    def next(self, model: nn.Module, token: Tensor, cache: Any) -> tuple[Tensor, Any]:
         """A step."""
-        return model(token, past_key_values=memory, use_cache=True).logits[:, -1], memory
+        return model(token, past_key_values=cache, use_cache=True).logits[:, -1], cache
 
     def whole(self, model: nn.Module, tokens: Tensor) -> Tensor:
         """One pass."""
         logits: Tensor = model(tokens, use_cache=False).logits
         return logits
 
-    def memory_bytes(self, memory: Any) -> int:
+    def cache_bytes(self, cache: Any) -> int:
         """Keys and values."""
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in memory.layers)
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 
 
 class GPT2Prefill(PrefillContender, GPT2Decoding):

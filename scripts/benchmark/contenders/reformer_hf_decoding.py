@@ -1,4 +1,4 @@
-"""Our causal language model with its generation memory."""
+"""Our causal language model with its generation cache."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ class ReformerHFDecoding(DecodingContender):
         return ReformerForCausalLM(model_config(case, max_position_embeddings=case.length + SPARE))
 
     def read(self, model: Any, tokens: Tensor, length: int) -> tuple[Tensor, Any]:
-        """One pass that fills the memory."""
+        """One pass that fills the cache."""
         cache = ReformerCache(model.config, planned_lengths=length)
         out = model(tokens, past_key_values=cache, logits_to_keep=1)
         return out.logits[:, -1], cache
 
-    def next(self, model: nn.Module, token: Tensor, memory: Any) -> tuple[Tensor, Any]:
+    def next(self, model: nn.Module, token: Tensor, cache: Any) -> tuple[Tensor, Any]:
         """A step."""
-        return model(token, past_key_values=memory).logits[:, -1], memory
+        return model(token, past_key_values=cache).logits[:, -1], cache
 
     def whole(self, model: nn.Module, tokens: Tensor) -> Tensor:
         """One pass, with the buckets of the same length."""
         logits: Tensor = model(tokens, planned_lengths=tokens.shape[1]).logits
         return logits
 
-    def memory_bytes(self, memory: Any) -> int:
+    def cache_bytes(self, cache: Any) -> int:
         """Keys, values, buckets and rings."""
-        size: int = memory.nbytes()
+        size: int = cache.nbytes()
         return size
 
 

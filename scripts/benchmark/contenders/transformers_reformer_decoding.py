@@ -32,9 +32,9 @@ class TransformersReformerDecoding(DecodingContender):
         out = model(tokens, use_cache=True)
         return out.logits[:, -1], out.past_buckets_states
 
-    def next(self, model: nn.Module, token: Tensor, memory: Any) -> tuple[Tensor, Any]:
+    def next(self, model: nn.Module, token: Tensor, cache: Any) -> tuple[Tensor, Any]:
         """A step."""
-        out = model(token, past_buckets_states=memory, use_cache=True)
+        out = model(token, past_buckets_states=cache, use_cache=True)
         return out.logits[:, -1], out.past_buckets_states
 
     def whole(self, model: nn.Module, tokens: Tensor) -> Tensor:
@@ -42,9 +42,9 @@ class TransformersReformerDecoding(DecodingContender):
         logits: Tensor = model(tokens, use_cache=False).logits
         return logits
 
-    def memory_bytes(self, memory: Any) -> int:
+    def cache_bytes(self, cache: Any) -> int:
         """Hidden states and buckets."""
-        return sum(x.nbytes for x in (*memory.states_cache, *memory.buckets_cache))
+        return sum(x.nbytes for x in (*cache.states_cache, *cache.buckets_cache))
 
 
 class TransformersReformerPrefill(PrefillContender, TransformersReformerDecoding):

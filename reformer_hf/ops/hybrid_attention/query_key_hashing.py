@@ -1,0 +1,74 @@
+"""Hashing queries and keys that have projections of their own.
+
+Both are hashed with the same rotations (Reformer, section 2, arXiv:2001.04451), which belong to the
+key-value head, so that the keys of a group of query heads are hashed once. Keys of pretrained models
+share a large mean, next to which they all look alike: they are hashed after taking a *centre* from
+them. Queries are hashed as they are. The hash is computed in fp32 whatever the dtype.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from reformer_hf.ops.hashing import (
+    HashProjections,
+    HashSettings,
+    apply_projections,
+    draw_projections,
+    factorize_buckets,
+)
+from reformer_hf.ops.hybrid_attention.window import HybridWindow, Level
+
+
+@torch.no_grad()
+def key_centre(key: Tensor, window: HybridWindow) -> Tensor:
+    """The mean ``[B, Hkv, 1, D]`` (fp32) of those keys that every hashed query may know of.
+
+    In a causal model these are the first ``local_window`` keys: what a query there sees is decided
+    without hashing. Otherwise all keys.
+
+    Args:
+        key: ``[B, Hkv, N, D]``, real tokens only.
+        window: who sees whom.
+    """
+    known = key[:, :, : window.local_window] if window.causal else key
+    return known.float().mean(dim=2, keepdim=True)
+
+
+def projections(key: Tensor, window: HybridWindow, num_buckets: int) -> HashProjections:
+    """The hash functions of all key-value heads and rounds."""
+    settings = HashSettings(window.num_hashes, window.hash_seed)
+    heads, size = key.shape[1], key.shape[-1]
+    return draw_projections(
+        settings, factorize_buckets(num_buckets), heads, size, device=key.device
+    )
+
+
+@torch.no_grad()
+def hash_queries_and_keys(
+    query: Tensor, key: Tensor, centre: Tensor, window: HybridWindow, level: Level
+) -> tuple[Tensor, Tensor]:
+    """Buckets of the queries and the keys of a level.
+
+    Args:
+        query: ``[B, H, M, D]``, the queries at ``level.start .. level.stop``.
+        key: ``[B, Hkv, level.stop, D]``.
+        centre: from :func:`key_centre`.
+        window: who sees whom.
+        level: number of buckets ``nb``.
+
+    Returns:
+        ``[B, Hkv, R, H / Hkv, M]`` and ``[B, Hkv, R, level.stop]`` int64; sinks, which no round
+        looks up, stand in the bucket ``nb`` of their own.
+    """
+    batch, heads, length, size = query.shape
+    groups = key.shape[1]
+    drawn = projections(key, window, level.num_buckets)
+    stacked = query.reshape(batch, groups, -1, size)
+    query_buckets = apply_projections(stacked, drawn)
+    key_buckets = apply_projections(key.float() - centre, drawn)
+    if window.sink_tokens:
+        key_buckets = key_buckets.clone()
+        key_buckets[..., : window.sink_tokens] = level.num_buckets
+    return query_buckets.unflatten(-1, (heads // groups, length)), key_buckets

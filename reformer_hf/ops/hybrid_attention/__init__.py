@@ -2,18 +2,20 @@
 
 What a model that was pretrained with full attention can be given without forcing shared queries and
 keys on it. :func:`hybrid_attention` is the public function; the reading order is ``window`` (who
-sees whom), ``query_key_hashing``, ``reference`` (what it means).
+sees whom), ``query_key_hashing``, ``reference`` (what it means), ``local_band``, ``staircase`` and
+``torch_backend`` (how it is computed fast), ``operators`` (how autograd and compilers see it).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from reformer_hf.ops.hybrid_attention import reference
+from reformer_hf.ops.hybrid_attention import operators, reference, torch_backend
 from reformer_hf.ops.hybrid_attention.call import HybridCall
 from reformer_hf.ops.hybrid_attention.window import HybridWindow
 
@@ -35,8 +37,10 @@ class Backend:
 
 BACKENDS: dict[str, Backend] = {
     "reference": Backend(reference.unsupported, reference.run),
+    "torch": Backend(torch_backend.unsupported, partial(operators.attend, backend="torch")),
 }
-_AUTOMATIC = "reference"
+# It serves every call; the reference is never chosen by itself.
+_AUTOMATIC = "torch"
 
 
 def _check(query: Tensor, key: Tensor, value: Tensor, real: Tensor | None) -> None:

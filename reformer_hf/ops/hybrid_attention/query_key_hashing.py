@@ -1,12 +1,14 @@
 """Hashing queries and keys that have projections of their own.
 
-Both are hashed with the same rotations (Reformer, section 2, arXiv:2001.04451), which belong to the
-key-value head, so that the keys of a group of query heads are hashed once. Keys of pretrained models
-share a large mean, next to which they all look alike: they are hashed after taking a *centre* from
-them. Queries are hashed as they are. The hash is computed in fp32 whatever the dtype.
+Both are hashed with the same rotations (Reformer, section 2, arXiv:2001.04451), which belong to
+the key-value head, so that the keys of a group of query heads are hashed once. Keys of pretrained
+models share a large mean, next to which they all look alike: they are hashed after taking a
+*centre* from them. Queries are hashed as they are. The hash is computed in fp32 whatever the dtype.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -36,18 +38,26 @@ def key_centre(key: Tensor, window: HybridWindow) -> Tensor:
     return known.float().mean(dim=2, keepdim=True)
 
 
-def projections(key: Tensor, window: HybridWindow, num_buckets: int) -> HashProjections:
-    """The hash functions of all key-value heads and rounds."""
+def _projections(
+    key: Tensor, window: HybridWindow, num_buckets: int, head: int | None, num_heads: int
+) -> HashProjections:
+    """The hash functions of all key-value heads, or of one, and of all rounds."""
     settings = HashSettings(window.num_hashes, window.hash_seed)
-    heads, size = key.shape[1], key.shape[-1]
-    return draw_projections(
-        settings, factorize_buckets(num_buckets), heads, size, device=key.device
-    )
+    factors = factorize_buckets(num_buckets)
+    drawn = draw_projections(settings, factors, num_heads, key.shape[-1], device=key.device)
+    return drawn if head is None else replace(drawn, weights=drawn.weights[head : head + 1])
 
 
 @torch.no_grad()
 def hash_queries_and_keys(
-    query: Tensor, key: Tensor, centre: Tensor, window: HybridWindow, level: Level
+    query: Tensor,
+    key: Tensor,
+    centre: Tensor,
+    window: HybridWindow,
+    level: Level,
+    *,
+    head: int | None = None,
+    num_heads: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Buckets of the queries and the keys of a level.
 
@@ -57,6 +67,8 @@ def hash_queries_and_keys(
         centre: from :func:`key_centre`.
         window: who sees whom.
         level: number of buckets ``nb``.
+        head: the key-value head that ``query`` and ``key`` are a part of, if they are one head.
+        num_heads: key-value heads of the whole call; ``None``: those of ``key``.
 
     Returns:
         ``[B, Hkv, R, H / Hkv, M]`` and ``[B, Hkv, R, level.stop]`` int64; sinks, which no round
@@ -64,7 +76,7 @@ def hash_queries_and_keys(
     """
     batch, heads, length, size = query.shape
     groups = key.shape[1]
-    drawn = projections(key, window, level.num_buckets)
+    drawn = _projections(key, window, level.num_buckets, head, num_heads or groups)
     stacked = query.reshape(batch, groups, -1, size)
     query_buckets = apply_projections(stacked, drawn)
     key_buckets = apply_projections(key.float() - centre, drawn)

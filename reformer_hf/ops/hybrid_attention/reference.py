@@ -27,7 +27,7 @@ def unsupported(call: HybridCall) -> str | None:
 
 def visible_keys(call: HybridCall) -> Tensor:
     """``[B, Hkv, G, M, N]`` bool: which keys a query sees; the call holds no padding."""
-    window, (batch, heads, queries, _) = call.window, call.query.shape
+    window, (batch, heads) = call.window, call.query.shape[:2]
     groups, length = call.key.shape[1:3]
     key = torch.arange(length, device=call.key.device)
     query = torch.arange(call.first_query, length, device=key.device).unsqueeze(-1)

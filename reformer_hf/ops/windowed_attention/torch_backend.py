@@ -19,25 +19,27 @@ applied to the union of the rounds' windows.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from reformer_hf.ops.precision import wide_dtype
 from reformer_hf.ops.shared_keys import inverse_key_norm
+from reformer_hf.ops.tile_arithmetic import (
+    FLOOR,
+    SCORE_ELEMENTS,
+    Scratch,
+    SoftmaxMerge,
+    exp_,
+    row_sums,
+)
 from reformer_hf.ops.windowed_attention.call import WindowedAttentionCall
 from reformer_hf.ops.windowed_attention.dropout import keep_mask, key_codes, query_codes
 from reformer_hf.ops.windowed_attention.slots import Block, Group, Line, SlotLayout
 
-# Scores formed at a time: 2 MiB in fp32, which with what they are made of about fits the level-2
-# caches of two cores.
-_SCORE_ELEMENTS = 1 << 19
 # Numbers of one kind (queries, say) of the slices that share a line, unless one slice has more.
 _LINE_ELEMENTS = 1 << 20
-# Below every real score and above those of pairs that do not see each other.
-_FLOOR = -1e20
-_LOG2_E = math.log2(math.e)
 
 
 def unsupported(call: WindowedAttentionCall) -> str | None:
@@ -59,7 +61,7 @@ def bytes_at_work(slices: int, length: int, head_size: int, reach: int) -> int:
     # Gradients by slot, their sums over the rounds, and what is about to be added or written.
     lines = 10 * 4 * slices * length * head_size
     # Scores, visibility, weights and their gradients; and inputs of half as many keys.
-    scores = min(_SCORE_ELEMENTS, 2 * slices * length * reach)
+    scores = min(SCORE_ELEMENTS, 2 * slices * length * reach)
     return lines + 5 * 4 * scores + 8 * 4 * scores * head_size // (2 * reach)
 
 
@@ -74,59 +76,6 @@ def empty_heads(x: Tensor) -> Tensor:
     return x.new_empty((batch, length, heads, size)).transpose(1, 2)
 
 
-def _row_sums(weights: Tensor) -> Tensor:
-    """Sums over the keys ``[.., K]``, with the last dimension kept.
-
-    The same wherever in the row the keys stand: later tokens move the tiles of a sorted order, and
-    partial sums in fp32 would round differently then. A residual grid and the hashes of the next
-    layer make visible changes of earlier outputs out of that.
-    """
-    wide = weights.dtype if weights.device.type == "mps" else torch.float64
-    return weights.sum(dim=-1, keepdim=True, dtype=wide).to(weights.dtype)
-
-
-def _exp_(x: Tensor) -> Tensor:
-    """``exp(x)`` in place, as a power of two.
-
-    On a CPU ``exp`` is a library call that takes 5 to 50 times as long where its argument is
-    minus infinity or its result too small for a normal number, as most masked scores are.
-    """
-    return x.mul_(_LOG2_E).exp2_()
-
-
-class _Scratch:
-    """Buffers that are used again for every block of tiles, instead of fresh memory each time.
-
-    Fresh memory is expensive on a CPU: the operating system maps and clears it page by page.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
-
-    def take(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Memory of the given shape; what it held before is lost."""
-        size = math.prod(shape)
-        buffer = self._buffers.get((name, dtype))
-        if buffer is None or buffer.numel() < size:
-            buffer = torch.empty(size, dtype=dtype, device=self._device)
-            self._buffers[name, dtype] = buffer
-        return buffer[:size].view(*shape)
-
-    def gather(self, name: str, vectors: Tensor, index: Tensor) -> Tensor:
-        """Vectors ``[n, D]`` at ``[..]`` as ``[.., D]``, in fp32 or fp64."""
-        out = self.take(name, (index.numel(), vectors.shape[-1]), vectors.dtype)
-        torch.index_select(vectors, 0, index.reshape(-1), out=out)
-        if vectors.dtype.itemsize < 4:
-            out = self.take(name, out.shape, torch.float32).copy_(out)
-        return out.view(*index.shape, -1)
-
-    def bmm(self, name: str, a: Tensor, b: Tensor) -> Tensor:
-        """``a @ b`` of batches of matrices."""
-        out = self.take(name, (a.shape[0], a.shape[1], b.shape[2]), a.dtype)
-        return torch.bmm(a, b, out=out)
-
-
 class _Kernel:
     """The two walks over all tiles, forward and backward, of one call."""
 
@@ -138,14 +87,14 @@ class _Kernel:
         self.query_vectors = _as_list(call.query)
         self.key_vectors = None if call.key is None else _as_list(call.key)
         self.value_vectors = _as_list(call.value)
-        self.scratch = _Scratch(call.query.device)
+        self.scratch = Scratch(call.query.device)
 
     def _groups(self) -> Iterator[Group]:
         size = self.call.query.shape[-1]
         return self.layout.groups(max(1, _LINE_ELEMENTS // (self.layout.stride * size)))
 
     def _blocks(self, group: Group) -> Iterator[Block]:
-        return self.layout.blocks(group.size, _SCORE_ELEMENTS)
+        return self.layout.blocks(group.size, SCORE_ELEMENTS)
 
     # ---- what a block of tiles consists of ----
 
@@ -224,7 +173,7 @@ class _Kernel:
         lse = torch.empty(call.query.shape[:3], dtype=self.wide, device=call.query.device)
         mass = torch.empty_like(lse) if layout.is_ring or layout.num_passes > 1 else None
         for group in self._groups():
-            merged = _RoundMerge(self.scratch)
+            merged = SoftmaxMerge(self.scratch)
             for index in range(layout.num_passes):
                 line = layout.build(index, group)
                 mixed, highest, total = self._forward_pass(line, group)
@@ -253,10 +202,10 @@ class _Kernel:
             scores = self._scores(line, query, key, block)
             top = layout.query_tiles(highest, block)
             torch.amax(scores, dim=-1, keepdim=True, out=top)
-            weights = _exp_(scores.sub_(top.clamp_(min=_FLOOR)))
+            weights = exp_(scores.sub_(top.clamp_(min=FLOOR)))
             if block.times is not None:
                 weights *= block.times
-            layout.query_tiles(total, block).copy_(_row_sums(weights))
+            layout.query_tiles(total, block).copy_(row_sums(weights))
             if codes is not None:
                 weights *= self._keep(codes, block)
             torch.bmm(weights, value, out=self._query_tiles(mixed, block))
@@ -276,7 +225,7 @@ class _Kernel:
         for group in self._groups():
             own_grad, own_out = (group.select(x).to(self.wide) for x in (grad_out, out))
             per_token = [
-                group.select(lse).clamp(min=_FLOOR).flatten(0, 1),
+                group.select(lse).clamp(min=FLOOR).flatten(0, 1),
                 (own_grad * own_out).sum(dim=-1).flatten(0, 1),
             ]
             if mass is not None:
@@ -342,7 +291,7 @@ class _Kernel:
             if factor:
                 outs *= layout.query_tiles(factor[0], block)
             scores = self._scores(line, query, key, block)
-            weights = _exp_(scores.sub_(layout.query_tiles(lse, block)))
+            weights = exp_(scores.sub_(layout.query_tiles(lse, block)))
             if block.times is not None:
                 weights *= block.times
             grad_weights = scratch.bmm("grad_weights", outs, value.transpose(1, 2))
@@ -369,41 +318,6 @@ class _Kernel:
             begin = block.keys.start + offset
             target = total[begin : begin + count * tile].view(count, tile, size)
             target[:, :width] += tiles[:, offset : offset + width]
-
-
-class _RoundMerge:
-    """Softmax over the union of what passes have seen, one pass after the other.
-
-    Holds ``m``, ``s = sum exp(S - m)`` and ``a = sum exp(S - m) v`` of every token.
-    """
-
-    def __init__(self, scratch: _Scratch) -> None:
-        self._scratch = scratch
-        self._sums: list[Tensor] = []
-
-    def add(self, mixed: Tensor, highest: Tensor, total: Tensor, slots: Tensor) -> None:
-        """Take in ``a`` ``[S, D]``, ``m`` and ``s`` ``[S]`` of a line, by the slots of tokens."""
-        sums = self._sums
-        name = "part" if sums else "sum"
-        own = self._scratch.gather(name, mixed, slots)
-        own_highest, own_total = highest[slots], total[slots]
-        if not sums:
-            self._sums = [own, own_highest, own_total]
-            return
-        top = torch.maximum(sums[1], own_highest)
-        before, now = _exp_(sums[1] - top), _exp_(own_highest - top)
-        sums[0].mul_(before.unsqueeze(-1)).addcmul_(own, now.unsqueeze(-1))
-        sums[2].mul_(before).addcmul_(own_total, now)
-        sums[1] = top
-
-    def finish(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Output ``[G, N, D]``, and ``lse`` and mass ``[G, N]``."""
-        mixed, highest, total = self._sums
-        nothing = total == 0.0
-        lse = highest + total.log()
-        mass = _exp_(highest - lse.clamp(min=_FLOOR)) * total
-        mixed /= total.masked_fill(nothing, 1.0).unsqueeze(-1)
-        return mixed, lse, mass.masked_fill_(nothing, 1.0)
 
 
 def forward(call: WindowedAttentionCall) -> tuple[Tensor, Tensor, Tensor | None]:

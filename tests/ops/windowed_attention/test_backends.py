@@ -141,7 +141,7 @@ def test_torch_equals_reference_in_many_more_cases(seed, make_problem):
 @pytest.mark.parametrize("elements", [1, 700, 2500])
 @pytest.mark.parametrize("case", [c for c in CASES if 7 < c.length < 66][:10], ids=str)
 def test_the_sizes_of_groups_and_segments_change_nothing(case, elements, make_problem, monkeypatch):
-    monkeypatch.setattr(torch_backend, "_SCORE_ELEMENTS", elements)
+    monkeypatch.setattr(torch_backend, "SCORE_ELEMENTS", elements)
     monkeypatch.setattr(torch_backend, "_LINE_ELEMENTS", elements)
     assert_equals_reference(case.problem(make_problem), TOLERANCE[torch.float64])
 
@@ -152,7 +152,7 @@ def test_the_sizes_of_groups_and_segments_change_nothing(case, elements, make_pr
 def test_chunks_that_are_not_filled_up_change_nothing(case, elements, make_problem, monkeypatch):
     monkeypatch.setattr(slots, "_FILLED_UP_SCORES", 0)
     monkeypatch.setattr(slots, "_MAX_TILE", 3)
-    monkeypatch.setattr(torch_backend, "_SCORE_ELEMENTS", elements)
+    monkeypatch.setattr(torch_backend, "SCORE_ELEMENTS", elements)
     assert_equals_reference(case.problem(make_problem), TOLERANCE[torch.float64])
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reformer_hf.ops.windowed_attention.torch_backend import _row_sums
+from reformer_hf.ops.tile_arithmetic import row_sums
 
 
 @pytest.mark.parametrize("shift", [1, 7, 32, 63, 64])
 def test_shifted_rows_have_the_same_sums_bit_for_bit(shift: int) -> None:
     weights = torch.rand(500, 64)
-    expected = _row_sums(torch.nn.functional.pad(weights, (0, 64)))
+    expected = row_sums(torch.nn.functional.pad(weights, (0, 64)))
     shifted = torch.nn.functional.pad(weights, (shift, 64 - shift))
-    assert torch.equal(_row_sums(shifted), expected)
+    assert torch.equal(row_sums(shifted), expected)

@@ -71,7 +71,8 @@ def _call(arguments: tuple[Any, ...]) -> tuple[HybridCall, str]:
         *(local, sinks, rounds, bucket_window, buckets or None, seed),
         *(causal, dropout, dropout_seed),
     )
-    return HybridCall(*arguments[:_NUM_TENSORS], window, scale), backend
+    query, key, value, real = arguments[:_NUM_TENSORS]
+    return HybridCall(query, key, value, real, window, scale), backend
 
 
 @torch.library.custom_op(

@@ -491,8 +491,9 @@ def _backward(
     for row in range(call.key.shape[0]):
         for head in range(call.key.shape[1]):
             heads = slice(head * group, (head + 1) * group)
-            own = (x[row, heads] for x in (grad_out, out, lse))
-            yield row, head, heads, _Slice(call, row, head, scratch).backward(*own)
+            own = _Slice(call, row, head, scratch)
+            found = own.backward(grad_out[row, heads], out[row, heads], lse[row, heads])
+            yield row, head, heads, found
 
 
 def backward(
@@ -508,8 +509,9 @@ def backward(
     for grad in grads:
         grad.zero_()
     for part, own in rows(call):
-        own_grads = (part.select_queries(x) for x in (grad_out, out, lse))
-        for _, head, heads, (query, key, value) in _backward(own, *own_grads, scratch):
+        own_grad, own_out, own_lse = (part.select_queries(x) for x in (grad_out, out, lse))
+        parts = _backward(own, own_grad, own_out, own_lse, scratch)
+        for _, head, heads, (query, key, value) in parts:
             for grad, chosen, index, x in (
                 (grads[0], heads, part.queries, query),
                 (grads[1], head, part.keys, key),

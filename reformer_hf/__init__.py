@@ -1,7 +1,8 @@
 """reformer_hf: the Reformer for transformers.
 
 LSH attention, reversible layers and chunked feed-forward, strictly causal, exact, for any length.
-Importing the package registers its models with transformers' Auto classes.
+Importing the package registers its models with transformers' Auto classes, and its attention as
+``attn_implementation="reformer"`` for pretrained models.
 """
 
 from reformer_hf.auto import make_shareable, register
@@ -15,6 +16,8 @@ from reformer_hf.models.question_answering import ReformerForQuestionAnswering
 from reformer_hf.models.seq2seq import ReformerForConditionalGeneration, ReformerSeq2SeqModel
 from reformer_hf.models.sequence_classification import ReformerForSequenceClassification
 from reformer_hf.models.token_classification import ReformerForTokenClassification
+from reformer_hf.pretrained.attention_interface import register_attention
+from reformer_hf.pretrained.configuring import configure_attention
 from reformer_hf.tokenization import byte_tokenizer, train_bpe_tokenizer
 
 __version__ = "0.1.0"
@@ -34,6 +37,7 @@ __all__ = [
     "ReformerSeq2SeqConfig",
     "ReformerSeq2SeqModel",
     "byte_tokenizer",
+    "configure_attention",
     "register",
     "train_bpe_tokenizer",
 ]
@@ -42,4 +46,5 @@ __all__ = [
 from reformer_hf import configuration_reformer_hf, modeling_reformer_hf  # noqa: F401
 
 register()
+register_attention()
 make_shareable()

@@ -11,3 +11,5 @@ HEAD_MERGES = ("concat", "average")
 STREAM_MERGES = ("mean", "concat")
 CLASSIFIER_POOLINGS = ("mean", "first")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+# Implementations of hybrid attention (sinks, local window and buckets).
+HYBRID_BACKENDS = ("auto", "reference", "torch")

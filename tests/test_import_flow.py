@@ -33,11 +33,13 @@ FLOW: dict[str, set[str]] = {
         "configuration", "tokenization", "ops", "cache", "layers", "conversion", "models",
     },
     "training_memory": {"configuration", "ops", "layers", "models"},
+    "pretrained": {"configuration", "ops"},
 }  # fmt: skip
 FLOW["exports"] = set(FLOW)
 
 GROUP_OF_FILE = {
     "choices": "configuration",
+    "configuration_attention": "configuration",
     "configuration_checks": "configuration",
     "configuration_reformer": "configuration",
     "tokenization": "tokenization",
@@ -47,6 +49,7 @@ GROUP_OF_FILE = {
     "checkpoint_conversion": "conversion",
     "models": "models",
     "training_memory": "training_memory",
+    "pretrained": "pretrained",
     "auto": "auto",
     "": "exports",  # the package itself
     "configuration_reformer_hf": "exports",

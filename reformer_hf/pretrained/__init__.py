@@ -1,0 +1,5 @@
+"""Pretrained transformers with LSH attention: ``attn_implementation="reformer"``.
+
+``attention_mask`` says which calls are sparse and hands on what is real, ``attention_interface`` is
+the attention function and its registration, ``configuring`` changes a model's settings.
+"""

@@ -1,0 +1,78 @@
+"""Changing what the layers of a pretrained model see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from reformer_hf.configuration_attention import CONFIG_FIELD, ReformerAttentionSettings
+
+
+def _configs(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
+    """A configuration and those of the parts that it is composed of."""
+    yield config
+    for name in getattr(config, "sub_configs", {}):
+        part = getattr(config, name, None)
+        if isinstance(part, PreTrainedConfig):
+            yield from _configs(part)
+
+
+def _most_layers(config: PreTrainedConfig) -> int | None:
+    """Layers of the deepest part of a model, if its configuration says it."""
+    names = ("num_hidden_layers", "encoder_layers", "decoder_layers", "num_layers", "n_layer")
+    found = [
+        count
+        for part in _configs(config)
+        for count in (getattr(part, name, None) for name in names)
+        if isinstance(count, int)
+    ]
+    return max(found, default=None)
+
+
+def configure_attention(model: PreTrainedModel, **changes: Any) -> ReformerAttentionSettings:
+    """Change settings of ``attn_implementation="reformer"``, from the next forward pass on.
+
+    They are kept in the model's configuration, and saved and loaded with it.
+
+    Args:
+        model: any model of transformers (one that PEFT or DDP wraps has it inside).
+        **changes: fields of
+            :class:`~reformer_hf.configuration_attention.ReformerAttentionSettings`; those not named
+            stay as they are.
+
+    Returns:
+        The settings as they are now.
+
+    Raises:
+        ValueError: an unknown field, a value outside its range, a layer that the model lacks.
+
+    Example:
+        >>> import torch
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(
+        ...     vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        ...     num_attention_heads=2, attn_implementation="reformer")
+        >>> model = LlamaForCausalLM(config)
+        >>> settings = configure_attention(model, local_window=128, full_layers=[0])
+        >>> model.config.reformer_attention["local_window"], settings.full_layers
+        (128, (0,))
+    """
+    config = getattr(model, "config", None)
+    if not isinstance(config, PreTrainedConfig):
+        raise ValueError(f"`model` must be a model of transformers, got {type(model).__name__}")
+    known = ReformerAttentionSettings.of(config)
+    unknown = sorted(set(changes) - set(known.to_dict()))
+    if unknown:
+        raise ValueError(
+            f"`{CONFIG_FIELD}` knows the fields {list(known.to_dict())}, got {unknown}"
+        )
+    settings = replace(known, **changes)
+    layers = _most_layers(config)
+    if layers is not None:
+        settings.check_layers(layers)
+    for part in _configs(config):
+        setattr(part, CONFIG_FIELD, settings.to_dict())
+    return settings

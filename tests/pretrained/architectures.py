@@ -1,0 +1,171 @@
+"""Every architecture of the installed transformers whose attention is looked up by name, tiny.
+
+A model is built from its configuration class alone: numbers that say how large it is are lowered by
+the names that transformers gives them, in nested configurations too.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+# Classes that read token ids, best first: what a model of each type is for.
+_TABLES = (
+    "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
+    "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
+    "MODEL_MAPPING_NAMES",
+)
+_SMALL: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "d_model": 32,
+    "n_embd": 32,
+    "dim": 32,
+    "embed_dim": 32,
+    "intermediate_size": 48,
+    "ffn_dim": 48,
+    "d_ff": 48,
+    "hidden_dim": 48,
+    "n_inner": 48,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "num_hidden_layers": 2,
+    "n_layer": 2,
+    "n_layers": 2,
+    "num_layers": 2,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "num_decoder_layers": 2,
+    "num_attention_heads": 4,
+    "n_head": 4,
+    "n_heads": 4,
+    "num_heads": 4,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "d_kv": 8,
+    "max_position_embeddings": 512,
+    "n_positions": 512,
+    "embedding_size": 32,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "n_group": 1,
+    "topk_group": 1,
+}
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+LENGTH = 160
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A type of model and the class that serves it."""
+
+    model_type: str
+    model_class: type[PreTrainedModel]
+    config_class: type[PreTrainedConfig]
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether it reads decoder ids too."""
+        return "decoder_input_ids" in inspect.signature(self.model_class.forward).parameters
+
+
+def architectures() -> Iterator[Architecture]:
+    """All that read token ids and look their attention up by name."""
+    for model_type, config_name in sorted(CONFIG_MAPPING_NAMES.items()):
+        for table in _TABLES:
+            name = getattr(modeling_auto, table).get(model_type)
+            name = name[0] if isinstance(name, (list, tuple)) else name
+            if name is None:
+                continue
+            model_class = getattr(transformers, name, None)
+            config_class = getattr(transformers, config_name, None)
+            if model_class is None or config_class is None:
+                break
+            try:
+                module = importlib.import_module(model_class.__module__)
+            except ImportError:  # it needs a library that is not installed
+                break
+            reads = "input_ids" in inspect.signature(model_class.forward).parameters
+            if reads and hasattr(module, "ALL_ATTENTION_FUNCTIONS"):
+                yield Architecture(model_type, model_class, config_class)
+            break
+
+
+def _shrink(config: PreTrainedConfig) -> None:
+    for name, value in _SMALL.items():
+        if isinstance(getattr(config, name, None), int):
+            setattr(config, name, value)
+    for name in _TOKENS:
+        if isinstance(getattr(config, name, None), int):
+            setattr(config, name, 1 if name == "pad_token_id" else 2)
+    for name in vars(config):
+        value = getattr(config, name)
+        if "dropout" in name and isinstance(value, float):
+            setattr(config, name, 0.0)
+        if name in ("layer_types", "mlp_layer_types") and isinstance(value, list):
+            setattr(config, name, value[:2])
+    for name in getattr(config, "sub_configs", {}):
+        part = getattr(config, name, None)
+        if isinstance(part, PreTrainedConfig):
+            _shrink(part)
+
+
+def tiny(architecture: Architecture, implementation: str) -> PreTrainedModel:
+    """A model of it with random weights, the same ones every time."""
+    config = architecture.config_class()
+    _shrink(config)
+    # Whatever follows from the sizes (head sizes, layer types) is worked out again.
+    plain = {n: v for n, v in config.to_dict().items() if n not in ("model_type", "dtype")}
+    config = architecture.config_class(**plain)
+    config._attn_implementation = implementation
+    torch.manual_seed(0)
+    model = architecture.model_class(config).eval().float()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                # Scores that differ from one another, or any attention would do.
+                parameter.mul_(4.0 if ("q" in name or "k" in name) else 1.0)
+    return model
+
+
+def inputs(architecture: Architecture, mask: Tensor | None) -> dict[str, Any]:
+    """Ids, as long for the decoder as for the encoder."""
+    ids = torch.randint(3, 64, (2, LENGTH), generator=torch.Generator().manual_seed(1))
+    given: dict[str, Any] = {"input_ids": ids}
+    if mask is not None:
+        given["attention_mask"] = mask
+    if architecture.is_encoder_decoder:
+        given["decoder_input_ids"] = ids.flip(1)
+    if "use_cache" in inspect.signature(architecture.model_class.forward).parameters:
+        given["use_cache"] = False
+    return given
+
+
+def first_tensor(output: Any) -> Tensor:
+    """Logits or hidden states ``[B, N, ..]``."""
+    for name in ("logits", "last_hidden_state", "prediction_logits"):
+        if getattr(output, name, None) is not None:
+            return getattr(output, name)
+    return next(x for x in output.values() if isinstance(x, Tensor) and x.dim() == 3)

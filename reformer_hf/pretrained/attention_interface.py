@@ -83,9 +83,7 @@ def _full_mask(code: Tensor, kind: MaskKind, queries: int) -> Tensor | None:
     if kind.causal:
         key = torch.arange(length, device=code.device)
         mask = mask & (key[length - queries :, None] >= key)
-    # A padding query that sees nothing would be NaN: let it see itself.
-    own = torch.eye(length, dtype=torch.bool, device=code.device)[length - queries :]
-    return mask | own if bool((~real).any()) else mask
+    return mask
 
 
 def _kind(module: nn.Module, mask: Tensor) -> MaskKind:

@@ -86,19 +86,21 @@ def _full_mask(code: Tensor, kind: MaskKind, queries: int) -> Tensor | None:
     return mask
 
 
-def _kind(module: nn.Module, mask: Tensor) -> MaskKind:
+def _kind(module: nn.Module, mask: Tensor, key: Tensor) -> MaskKind:
     """The kind of a coded mask.
 
     Raises:
-        ValueError: a two-dimensional mask that is not coded.
+        ValueError: a two-dimensional mask that is not coded, or coded for other keys.
     """
-    kind = None if mask.dtype != torch.int32 else MaskKind.from_code(int(mask.max()))
-    if kind is not None or (mask.dtype == torch.int32 and not mask.any()):
-        return kind or MaskKind(True)
+    if mask.dtype == torch.int32 and tuple(mask.shape) == (key.shape[0], key.shape[2]):
+        code = int(mask.max())
+        kind = MaskKind.from_code(code) if code else MaskKind(True)  # padding only
+        if kind is not None and bool(((mask == code) | (mask == 0)).all()):
+            return kind
     raise _refuse(
         module,
-        f"its attention got a mask {tuple(mask.shape)} in {mask.dtype}, which the model made "
-        "itself or changed on the way",
+        f"its attention got a mask {tuple(mask.shape)} in {mask.dtype} for {key.shape[2]} keys, "
+        "which the model made itself or changed on the way",
         '`attn_implementation="sdpa"`',
     )
 
@@ -159,7 +161,7 @@ def reformer_attention(
             what = f"{_UNSERVED[name]} (`{name}`), beyond `{CONFIG_FIELD}.dense_below` tokens"
             raise _refuse(module, what, '`attn_implementation="sdpa"`')
 
-    kind = _kind(module, attention_mask)
+    kind = _kind(module, attention_mask, key)
     settings = ReformerAttentionSettings.of(getattr(module, "config", None))
     layer = getattr(module, "layer_idx", None)
     if layer is None and (settings.full_layers or settings.local_layers):

@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 _CAUSAL, _BIDIRECTIONAL = 1, 2
 # Sliding windows are coded behind these, causal ones as even and other ones as odd numbers.
 _SLIDING = 16
+# Models that look their attention up by name, but rework the mask on the way to it.
+_OWN_MASKS = {"doge"}
 _announced: set[str] = set()
 
 
@@ -127,10 +129,12 @@ def _refuse_if_not_dispatching(config: Any) -> None:
     module = sys.modules.get(name)
     if module is None or not name.startswith("transformers."):
         return  # not a model of transformers: its author asked for the name
-    if not hasattr(module, "ALL_ATTENTION_FUNCTIONS"):
+    own = config.model_type in _OWN_MASKS
+    if own or not hasattr(module, "ALL_ATTENTION_FUNCTIONS"):
+        what = "makes masks of its own" if own else "computes attention in its own way"
         raise ValueError(
             f'`attn_implementation="reformer"` cannot serve `{config.model_type}`: the model '
-            'computes attention in its own way; use `attn_implementation="eager"`'
+            f'{what}; use `attn_implementation="eager"`'
         )
 
 

@@ -114,9 +114,13 @@ def architectures() -> Iterator[Architecture]:
 
 
 def _shrink(config: PreTrainedConfig) -> None:
+    compressed = hasattr(config, "qk_rope_head_dim")  # whose head size follows from its parts
     for name, value in _SMALL.items():
-        if isinstance(getattr(config, name, None), int):
+        if isinstance(getattr(config, name, None), int) and not (compressed and name == "head_dim"):
             setattr(config, name, value)
+    rope = getattr(config, "rope_parameters", None)
+    if isinstance(rope, dict) and "mrope_section" in rope:
+        rope["mrope_section"] = [2, 1, 1]
     for name in _TOKENS:
         if isinstance(getattr(config, name, None), int):
             setattr(config, name, 1 if name == "pad_token_id" else 2)
@@ -132,16 +136,21 @@ def _shrink(config: PreTrainedConfig) -> None:
             _shrink(part)
 
 
-def tiny(architecture: Architecture, implementation: str) -> PreTrainedModel:
-    """A model of it with random weights, the same ones every time."""
+def tiny(architecture: Architecture) -> PreTrainedModel:
+    """A model of it with random weights, the same ones every time, in full attention."""
     config = architecture.config_class()
     _shrink(config)
     # Whatever follows from the sizes (head sizes, layer types) is worked out again.
     plain = {n: v for n, v in config.to_dict().items() if n not in ("model_type", "dtype")}
     config = architecture.config_class(**plain)
-    config._attn_implementation = implementation
     torch.manual_seed(0)
-    model = architecture.model_class(config).eval().float()
+    try:
+        config._attn_implementation = "sdpa"
+        model = architecture.model_class(config)
+    except ValueError:  # the model has nothing but eager attention of its own
+        config._attn_implementation = "eager"
+        model = architecture.model_class(config)
+    model = model.eval().float()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:

@@ -254,6 +254,11 @@ def test_a_mask_that_the_model_made_itself_is_refused() -> None:
     module, x = torch.nn.Identity(), torch.zeros(1, 4, 40, 8)
     with pytest.raises(ValueError, match=r"got a mask \(1, 40\) in torch.bool"):
         reformer_attention(module, x, x, x, torch.ones(1, 40, dtype=torch.bool))
+    two = torch.ones(1, 40, dtype=torch.int32)
+    two[:, 20:] = 2  # a decoder's mask next to that of its source
+    for mask in (two, two[:, :30], torch.full_like(two, 7)):
+        with pytest.raises(ValueError, match="for 40 keys, which the model made itself"):
+            reformer_attention(module, x, x, x, mask)
 
 
 def test_settings_travel_with_the_checkpoint_and_stock_transformers_ignores_them(

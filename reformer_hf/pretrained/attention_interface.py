@@ -20,7 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from reformer_hf.configuration_attention import CONFIG_FIELD, ReformerAttentionSettings
 from reformer_hf.ops.hybrid_attention import HybridWindow, hybrid_attention
 from reformer_hf.ops.seeds import fold_seed, fresh_seed
-from reformer_hf.pretrained.attention_mask import MaskKind, reformer_mask
+from reformer_hf.pretrained.attention_mask import MaskKind, announce_full, reformer_mask
 
 NAME = "reformer"
 # Arguments of attention functions that change scores, and what has them.
@@ -144,7 +144,11 @@ def reformer_attention(
             raise _refuse(module, f"{_UNSERVED[name]} (`{name}`)", eager)
     if kwargs.get("output_attentions"):
         raise _refuse(module, "attention weights are not formed (`output_attentions=True`)", eager)
+    config = getattr(module, "config", None)
     if attention_mask is None or attention_mask.dim() != 2:
+        settings = ReformerAttentionSettings.of(config)
+        if settings.longest_dense < query.shape[2] == key.shape[2]:
+            announce_full(config, "gave its attention no mask that says what may be sparse")
         return sdpa_attention_forward(
             module,
             query,
@@ -162,7 +166,7 @@ def reformer_attention(
             raise _refuse(module, what, '`attn_implementation="sdpa"`')
 
     kind = _kind(module, attention_mask, key)
-    settings = ReformerAttentionSettings.of(getattr(module, "config", None))
+    settings = ReformerAttentionSettings.of(config)
     layer = getattr(module, "layer_idx", None)
     if layer is None and (settings.full_layers or settings.local_layers):
         what = f"its layers have no index, so `{CONFIG_FIELD}` cannot name them"

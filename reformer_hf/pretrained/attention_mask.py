@@ -17,11 +17,12 @@ import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import masking_utils
+from transformers import PreTrainedModel, masking_utils
 
 from reformer_hf.configuration_attention import ReformerAttentionSettings
 
@@ -119,22 +120,38 @@ def _has_holes(real: Tensor) -> bool:
     return bool((begins > 1).any())
 
 
-def _refuse_if_not_dispatching(config: Any) -> None:
-    """Refuse a model whose attention is not looked up by name, and would misread the mask.
-
-    Raises:
-        ValueError: it computes attention in its own way.
-    """
-    name = type(config).__module__.replace("configuration_", "modeling_")
+@lru_cache(maxsize=256)
+def _why_unserved(name: str, model_type: str) -> str | None:
+    """Why a modeling module of transformers would misread the mask, or ``None`` if it does not."""
     module = sys.modules.get(name)
     if module is None or not name.startswith("transformers."):
-        return  # not a model of transformers: its author asked for the name
-    own = config.model_type in _OWN_MASKS
-    if own or not hasattr(module, "ALL_ATTENTION_FUNCTIONS"):
-        what = "makes masks of its own" if own else "computes attention in its own way"
+        return None  # not a model of transformers: its author asked for the name
+    if model_type in _OWN_MASKS:
+        return "the model makes masks of its own"
+    if not hasattr(module, "ALL_ATTENTION_FUNCTIONS"):
+        return "the model computes attention in its own way"
+    models = [
+        x
+        for x in vars(module).values()
+        if isinstance(x, type) and issubclass(x, PreTrainedModel) and x.__module__ == name
+    ]
+    if models and not any(x._supports_sdpa for x in models):
+        return "transformers has nothing but eager attention for it"
+    return None
+
+
+def _refuse_if_unserved(config: Any) -> None:
+    """Refuse a model that would misread the mask.
+
+    Raises:
+        ValueError: with model, reason and alternative.
+    """
+    name = type(config).__module__.replace("configuration_", "modeling_")
+    reason = _why_unserved(name, config.model_type)
+    if reason is not None:
         raise ValueError(
-            f'`attn_implementation="reformer"` cannot serve `{config.model_type}`: the model '
-            f'{what}; use `attn_implementation="eager"`'
+            f'`attn_implementation="reformer"` cannot serve `{config.model_type}`: {reason}; use '
+            '`attn_implementation="eager"`'
         )
 
 
@@ -159,7 +176,7 @@ def reformer_mask(
     """
     settings = ReformerAttentionSettings.of(config)
     if config is not None:
-        _refuse_if_not_dispatching(config)
+        _refuse_if_unserved(config)
     kind = kind_of(mask_function)
     aligned = not isinstance(q_offset, Tensor) and q_offset + q_length == kv_offset + kv_length
     if q_length > 1 and kv_length > settings.longest_dense and not torch.compiler.is_compiling():
@@ -172,7 +189,7 @@ def reformer_mask(
             served = not sliding or not _has_holes(real)
             if served:
                 return real.to(torch.int32) * kind.code
-        _announce(config)
+        announce_full(config, "asked for a mask that cannot be sparse")
     return masking_utils.sdpa_mask(
         batch_size=batch_size,
         q_length=q_length,
@@ -186,14 +203,14 @@ def reformer_mask(
     )
 
 
-def _announce(config: Any) -> None:
-    """Say once that a long call stays full attention."""
+def announce_full(config: Any, why: str) -> None:
+    """Say once for a type of model that a long call stays full attention."""
     name = getattr(config, "model_type", "the model")
     if name not in _announced:
         _announced.add(name)
         logger.warning(
-            "`%s` asked for a mask that is neither causal, bidirectional nor a sliding window of a "
-            "growing cache (packed rows, blocks, a static cache): these calls are full attention, "
-            "with memory and time quadratic in their length",
+            "`%s` %s (packed rows, blocks and static caches, or a position bias): such calls are "
+            "full attention, with time quadratic in their length",
             name,
+            why,
         )

@@ -10,7 +10,9 @@ import importlib
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import transformers
@@ -18,6 +20,10 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+import reformer_hf
+from reformer_hf.ops.hybrid_attention import hybrid_attention
+from reformer_hf.pretrained import attention_interface
 
 # Classes that read token ids, best first: what a model of each type is for.
 _TABLES = (
@@ -75,6 +81,9 @@ _SMALL: dict[str, Any] = {
 }
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 LENGTH = 160
+# Largest difference of logits that sums in another order make in fp32.
+TOLERANCE = 1e-4
+_MOST_PARAMETERS = 8_000_000
 
 
 @dataclass(frozen=True)
@@ -178,3 +187,102 @@ def first_tensor(output: Any) -> Tensor:
         if getattr(output, name, None) is not None:
             return getattr(output, name)
     return next(x for x in output.values() if isinstance(x, Tensor) and x.dim() == 3)
+
+
+def compare(architecture: Architecture, mask: Tensor | None) -> tuple[float, int]:
+    """How far a sparse call in which nothing is hidden is from full attention.
+
+    Returns:
+        The largest difference of logits or hidden states of real tokens, and the number of sparse
+        attention calls.
+
+    Raises:
+        Unbuilt: the model cannot be built, or run in full attention, from its configuration alone.
+        ValueError: the model is refused.
+    """
+    try:
+        model = tiny(architecture)
+        if sum(p.numel() for p in model.parameters()) > _MOST_PARAMETERS:
+            raise Unbuilt("it stays large")
+        with torch.no_grad():
+            full = first_tensor(model(**inputs(architecture, mask)))
+    except Unbuilt:
+        raise
+    except Exception as error:
+        raise Unbuilt(f"{type(error).__name__}: {error}") from error
+    calls = 0
+
+    def counted(*arguments: Any, **rest: Any) -> tuple[Tensor, Tensor]:
+        nonlocal calls
+        calls += 1
+        return hybrid_attention(*arguments, **rest)
+
+    model.set_attn_implementation("reformer")
+    reformer_hf.configure_attention(model, local_window=LENGTH, dense_below=8)
+    with mock.patch.object(attention_interface, "hybrid_attention", counted), torch.no_grad():
+        own = first_tensor(model(**inputs(architecture, mask)))
+    difference = (own - full).abs()
+    if mask is not None and difference.shape[1] == LENGTH and not architecture.is_encoder_decoder:
+        difference = difference[mask.bool()]
+    return float(difference.max()), calls
+
+
+def padding_masks() -> dict[str, Tensor | None]:
+    """No padding, and one row padded on either side."""
+    left, right = torch.ones(2, LENGTH, dtype=torch.long), torch.ones(2, LENGTH, dtype=torch.long)
+    left[0, :30], right[0, -30:] = 0, 0
+    return {"none": None, "left": left, "right": right}
+
+
+class Unbuilt(Exception):
+    """A model that cannot be built tiny from its configuration alone."""
+
+
+def table() -> str:
+    """What becomes of every architecture, as Markdown."""
+    found: dict[str, list[str]] = {"sparse": [], "full": [], "untried": []}
+    refused: list[tuple[str, str]] = []
+    for architecture in architectures():
+        name = f"`{architecture.model_type}`"
+        try:
+            results = [compare(architecture, mask) for mask in padding_masks().values()]
+        except Unbuilt:
+            found["untried"].append(name)
+        except ValueError as error:
+            reason = str(error).split(": ", 1)[-1].split("; use")[0]
+            refused.append((name, reason))
+        else:
+            if max(difference for difference, _ in results) > TOLERANCE:
+                raise AssertionError(f"{name} differs from full attention: {results}")
+            found["sparse" if results[0][1] else "full"].append(name)
+    sparse, full, untried = (", ".join(found[kind]) for kind in ("sparse", "full", "untried"))
+    rows = "\n".join(f"| {name} | {reason} |" for name, reason in refused)
+    return f"""\
+# `attn_implementation="reformer"` in every architecture of transformers
+
+transformers {transformers.__version__}: every type of model that reads token ids and looks its
+attention up by name, built tiny with random weights, at {LENGTH} tokens, without padding and with
+padding on either side. Made by `python -m tests.pretrained.architectures`; the same comparison is a
+test (`pytest -m slow tests/pretrained/test_every_architecture.py`).
+
+**Sparse** ({len(found["sparse"])}): equal to full attention where nothing is hidden, by sparse
+calls: {sparse}.
+
+**Full** ({len(found["full"])}): long calls cannot be told to be plainly causal or bidirectional (a
+position bias, masks of the model's own), or two layers of the model hold no attention. They stay
+what `"sdpa"` makes of them, and say so once: {full}.
+
+**Refused** ({len(refused)}), with a `ValueError`:
+
+| model | why |
+|---|---|
+{rows}
+
+**Not tried** ({len(found["untried"])}): they need images or sound, or their configuration alone does
+not build a small model: {untried}.
+"""
+
+
+if __name__ == "__main__":
+    transformers.logging.set_verbosity_error()
+    Path(".github/ATTENTION.md").write_text(table(), encoding="utf-8")

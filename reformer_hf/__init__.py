@@ -18,6 +18,7 @@ from reformer_hf.models.sequence_classification import ReformerForSequenceClassi
 from reformer_hf.models.token_classification import ReformerForTokenClassification
 from reformer_hf.pretrained.attention_interface import register_attention
 from reformer_hf.pretrained.configuring import configure_attention
+from reformer_hf.pretrained.positions import extend_positions
 from reformer_hf.tokenization import byte_tokenizer, train_bpe_tokenizer
 
 __version__ = "0.1.0"
@@ -38,6 +39,7 @@ __all__ = [
     "ReformerSeq2SeqModel",
     "byte_tokenizer",
     "configure_attention",
+    "extend_positions",
     "register",
     "train_bpe_tokenizer",
 ]

@@ -130,12 +130,12 @@ def _why_unserved(name: str, model_type: str) -> str | None:
         return "the model makes masks of its own"
     if not hasattr(module, "ALL_ATTENTION_FUNCTIONS"):
         return "the model computes attention in its own way"
-    models = [
-        x
+    supported = [
+        bool(getattr(x, "_supports_sdpa", False))
         for x in vars(module).values()
         if isinstance(x, type) and issubclass(x, PreTrainedModel) and x.__module__ == name
     ]
-    if models and not any(x._supports_sdpa for x in models):
+    if supported and not any(supported):
         return "transformers has nothing but eager attention for it"
     return None
 

@@ -278,8 +278,8 @@ what `"sdpa"` makes of them, and say so once: {full}.
 |---|---|
 {rows}
 
-**Not tried** ({len(found["untried"])}): they need images or sound, or their configuration alone does
-not build a small model: {untried}.
+**Not tried** ({len(found["untried"])}): they need images or sound, or their configuration alone
+does not build a small model: {untried}.
 """
 
 

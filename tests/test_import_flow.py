@@ -50,6 +50,7 @@ GROUP_OF_FILE = {
     "models": "models",
     "training_memory": "training_memory",
     "pretrained": "pretrained",
+    "diagnose": "exports",
     "auto": "auto",
     "": "exports",  # the package itself
     "configuration_reformer_hf": "exports",

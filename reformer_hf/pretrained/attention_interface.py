@@ -55,7 +55,7 @@ def _is_cross_attention(module: nn.Module, kind: MaskKind, query: Tensor, key: T
 
 
 @lru_cache(maxsize=256)
-def _window(
+def window_of_layer(
     settings: ReformerAttentionSettings, kind: MaskKind, layer: int | None
 ) -> HybridWindow | None:
     """Who sees whom in a layer; ``None``: full attention."""
@@ -172,7 +172,7 @@ def reformer_attention(
         what = f"its layers have no index, so `{CONFIG_FIELD}` cannot name them"
         raise _refuse(module, what, "neither `full_layers` nor `local_layers`")
     cross = _is_cross_attention(module, kind, query, key)
-    window = None if cross else _window(settings, kind, layer)
+    window = None if cross else window_of_layer(settings, kind, layer)
     if window is None:
         mask = _full_mask(attention_mask, kind, query.shape[2])
         return sdpa_attention_forward(

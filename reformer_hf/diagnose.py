@@ -1,0 +1,89 @@
+"""What LSH attention would find in a pretrained model, before training it.
+
+``python -m reformer_hf.diagnose --model DIR --file TEXT --length 4096``: for each layer, the share
+of full attention's mass on sinks and local window, and with the keys that the rounds find; the loss
+of a language model next to full attention's; and which layers need no rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+import reformer_hf
+from reformer_hf.configuration_attention import ReformerAttentionSettings
+from reformer_hf.pretrained.diagnosis import describe, diagnose, propose_local_layers
+from reformer_hf.pretrained.language_model_loss import token_losses
+
+_NUMBERS = ("local_window", "sink_tokens", "num_hashes", "bucket_window", "num_buckets")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m reformer_hf.diagnose", description=(__doc__ or "").splitlines()[0]
+    )
+    add = parser.add_argument
+    add("--model", required=True, help="directory or Hub id")
+    add("--file", required=True, type=Path, help="a text of the kind that the model will read")
+    add("--length", type=int, default=4096, help="tokens of it to read (default 4096)")
+    add("--threshold", type=float, default=0.02, help="share of a head's mass worth a round (0.02)")
+    for name in _NUMBERS:
+        add(f"--{name}", type=int, help="as in `reformer_attention`")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        report = _report(arguments)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    sys.stdout.write(report + "\n")
+
+
+def _report(arguments: argparse.Namespace) -> str:
+    given = {name: getattr(arguments, name) for name in _NUMBERS}
+    changes = {name: value for name, value in given.items() if value is not None}
+    config = AutoConfig.from_pretrained(arguments.model)
+    settings = replace(ReformerAttentionSettings.of(config), **changes)
+    causal = any("CausalLM" in x or "LMHead" in x for x in config.architectures or ())
+    model = (AutoModelForCausalLM if causal else AutoModel).from_pretrained(arguments.model).eval()
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    text = arguments.file.read_text(encoding="utf-8")
+    ids = tokenizer(text, return_tensors="pt", verbose=False).input_ids[:, : arguments.length]
+    if ids.shape[1] < arguments.length:
+        raise ValueError(f"--file: expected at least {arguments.length} tokens, got {ids.shape[1]}")
+
+    found = diagnose(model, ids, **changes)
+    parts = [describe(found)]
+    if causal:
+        losses = []
+        reformer_hf.configure_attention(model, **changes)
+        for implementation in ("sdpa", "reformer"):
+            model.set_attn_implementation(implementation)
+            losses.append(float(token_losses(model, ids).mean()))
+        parts.append(
+            f"loss: full attention {losses[0]:.3f}, reformer {losses[1]:.3f} "
+            f"({losses[1] - losses[0]:+.3f} nats a token)"
+        )
+    local = propose_local_layers(found, arguments.threshold)
+    values = {n: v for n, v in settings.to_dict().items() if n in changes}
+    call = ", ".join(f"{n}={v}" for n, v in {**values, "local_layers": local}.items())
+    parts.append(
+        f"Layers in which no head finds {arguments.threshold:.0%} of its mass by rounds need "
+        f"none:\nreformer_hf.configure_attention(model, {call})"
+    )
+    return "\n\n".join(parts)
+
+
+if __name__ == "__main__":
+    with torch.no_grad():
+        main()

@@ -44,7 +44,7 @@ def _refuse(module: nn.Module, what: str, alternative: str) -> ValueError:
     )
 
 
-def _is_cross_attention(module: nn.Module, kind: MaskKind, query: Tensor, key: Tensor) -> bool:
+def is_cross_attention(module: nn.Module, kind: MaskKind, query: Tensor, key: Tensor) -> bool:
     """Whether a bidirectional mask is that of a decoder over its source."""
     if kind.causal:
         return False
@@ -171,7 +171,7 @@ def reformer_attention(
     if layer is None and (settings.full_layers or settings.local_layers):
         what = f"its layers have no index, so `{CONFIG_FIELD}` cannot name them"
         raise _refuse(module, what, "neither `full_layers` nor `local_layers`")
-    cross = _is_cross_attention(module, kind, query, key)
+    cross = is_cross_attention(module, kind, query, key)
     window = None if cross else window_of_layer(settings, kind, layer)
     if window is None:
         mask = _full_mask(attention_mask, kind, query.shape[2])

@@ -24,7 +24,7 @@ from transformers.masking_utils import sdpa_mask
 
 from reformer_hf.configuration_attention import ReformerAttentionSettings
 from reformer_hf.ops.hybrid_attention import HybridWindow, hybrid_attention
-from reformer_hf.pretrained.attention_interface import window_of_layer
+from reformer_hf.pretrained.attention_interface import is_cross_attention, window_of_layer
 from reformer_hf.pretrained.attention_mask import MaskKind
 
 _NAME = "reformer_diagnosis"
@@ -97,7 +97,8 @@ class _Measuring:
     ) -> tuple[Tensor, None]:
         causal = kwargs.get("is_causal")
         causal = bool(getattr(module, "is_causal", True) if causal is None else causal)
-        if attention_mask is None and query.shape[2] == key.shape[2]:
+        cross = is_cross_attention(module, MaskKind(causal), query, key)
+        if attention_mask is None and not cross:
             self._measure(module, query, key, value, kwargs.get("scaling"), causal)
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 

@@ -120,12 +120,12 @@ def align(argv: Sequence[str] | None = None) -> dict[str, float]:
         match_steps=arguments.match_steps,
     )
     found = {}
-    with trainer.compute_loss_context_manager():
+    with trainer.accelerator.autocast():
         found["full_attention"] = held_out_loss(model, held_out, "sdpa")
         found["start"] = held_out_loss(model, held_out, "reformer")
     print(f"Held out: full {found['full_attention']:.3f}, now {found['start']:.3f}", flush=True)
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
-    with trainer.compute_loss_context_manager():
+    with trainer.accelerator.autocast():
         found["aligned"] = held_out_loss(model, held_out, "reformer")
         found["aligned_full_attention"] = held_out_loss(model, held_out, "sdpa")
     trainer.save_model()

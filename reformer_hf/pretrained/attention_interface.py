@@ -186,6 +186,7 @@ def reformer_attention(
             is_causal=kind.causal,
             **kwargs,
         )
+    query, key, value = _in_one_dtype(query, key, value)
     real = attention_mask != 0
     if dropout > 0.0:
         window = _with_dropout(window, dropout)
@@ -199,6 +200,15 @@ def reformer_attention(
         backend=settings.backend,
     )
     return out.transpose(1, 2), None
+
+
+def _in_one_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As autocast passes them to ``"sdpa"``; rotary positions leave queries and keys in fp32."""
+    device = query.device.type
+    if torch.is_autocast_enabled(device) and query.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+        return query.to(dtype), key.to(dtype), value.to(dtype)
+    return query, key.to(query.dtype), value.to(query.dtype)
 
 
 def _with_dropout(window: HybridWindow, dropout: float) -> HybridWindow:

@@ -126,11 +126,16 @@ class AligningTrainer(WholeSaves):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *_: Any, **__: Any) -> Any:
         """The loss of the stage."""
-        ids = inputs["input_ids"]
+        ids, plain = inputs["input_ids"], self.accelerator.unwrap_model(model)
+        # The parts of the model are called one by one, so its own forward does not enter autocast.
+        with self.accelerator.autocast():
+            return self._stage_loss(plain, ids)
+
+    def _stage_loss(self, model: Any, ids: Tensor) -> Tensor:
         if self.original is not None and self.state.global_step < self.match_steps:
-            return matching_loss(self.accelerator.unwrap_model(model), self.original, ids)
+            return matching_loss(model, self.original, ids)
         self.original = None  # its memory is needed no more
-        return causal_lm_loss(self.accelerator.unwrap_model(model), ids)
+        return causal_lm_loss(model, ids)
 
 
 @torch.no_grad()

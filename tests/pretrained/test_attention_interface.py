@@ -308,3 +308,17 @@ def test_gradient_checkpointing_gives_equal_gradients_with_dropout() -> None:
         found.append([p.grad.clone() for p in model.parameters()])
     for plain, again in zip(*found, strict=True):
         assert torch.equal(plain, again)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_gives_what_it_gives_full_attention(
+    model: PreTrainedModel, dtype: torch.dtype
+) -> None:
+    reformer_hf.configure_attention(model, local_window=LENGTH, dense_below=WINDOW)
+    given = {"input_ids": token_ids(LENGTH)}
+    exact = logits(model, "sdpa", **given)
+    with torch.autocast("cpu", dtype):
+        own, full = logits(model, "reformer", **given), logits(model, "sdpa", **given)
+    assert own.dtype == full.dtype
+    bound = 2 * (full.float() - exact).abs().max() + torch.finfo(dtype).eps
+    assert (own.float() - exact).abs().max() <= bound

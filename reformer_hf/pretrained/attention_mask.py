@@ -189,7 +189,8 @@ def reformer_mask(
             served = not sliding or not _has_holes(real)
             if served:
                 return real.to(torch.int32) * kind.code
-        announce_full(config, "asked for a mask that cannot be sparse")
+        if kind is None or kind.causal or q_length == kv_length:  # else cross-attention
+            announce_full(config, "asked for a mask that cannot be sparse")
     return masking_utils.sdpa_mask(
         batch_size=batch_size,
         q_length=q_length,

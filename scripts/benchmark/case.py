@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 # Suites of the runner. `model` and `depth` train a language model, `attention` runs one layer's
-# attention alone, `prefill` reads a context for generation, `decoding` one token after it.
-SUITES = ("model", "depth", "attention", "prefill", "decoding")
+# attention alone, `prefill` reads a context for generation, `decoding` one token after it; `hybrid`
+# runs attention with queries and keys apart, `pretrained` trains a transformer in it.
+SUITES = ("model", "depth", "attention", "prefill", "decoding", "hybrid", "pretrained")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

@@ -33,6 +33,8 @@ _DEFAULT_LENGTHS = {
     "attention": [1024, 4096, 16384],
     "prefill": [1024, 16384],
     "decoding": [1024, 8192, 16384, 32768],
+    "hybrid": [4096, 16384, 65536],
+    "pretrained": [4096, 16384, 32768],
 }
 _DEFAULT_DEPTHS = {
     "model": [6],
@@ -40,6 +42,8 @@ _DEFAULT_DEPTHS = {
     "attention": [1],
     "prefill": [6],
     "decoding": [6],
+    "hybrid": [1],
+    "pretrained": [30],
 }
 _SIZES = (
     "hidden_size",

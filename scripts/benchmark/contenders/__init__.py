@@ -36,12 +36,22 @@ _DECODING = {
     "transformers_reformer": "transformers_reformer_decoding:TransformersReformerDecoding",
     "gpt2": "gpt2_decoding:GPT2Decoding",
 }
+_HYBRID = {
+    "reformer_hf": "hybrid_attention:HybridAttention",
+    "sdpa": "hybrid_attention:GroupedFullAttention",
+}
+_PRETRAINED = {
+    "reformer_hf": "pretrained_model:SparseLlama",
+    "sdpa": "pretrained_model:FullLlama",
+}
 REGISTRY = {
     "model": _MODELS,
     "depth": _MODELS,
     "attention": _ATTENTION,
     "prefill": _PREFILL,
     "decoding": _DECODING,
+    "hybrid": _HYBRID,
+    "pretrained": _PRETRAINED,
 }
 
 # What a suite runs if nobody names contenders.
@@ -57,6 +67,8 @@ DEFAULT_CONTENDERS = {
     "attention": ("reformer_hf", "transformers_reformer", "reformer_pytorch", "sdpa", "products"),
     "prefill": ("reformer_hf", "transformers_reformer", "gpt2"),
     "decoding": ("reformer_hf", "transformers_reformer", "gpt2"),
+    "hybrid": ("reformer_hf", "sdpa"),
+    "pretrained": ("reformer_hf", "sdpa"),
 }
 
 # The contender that the others are compared with.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar
 
 import torch
@@ -18,19 +18,21 @@ from benchmark.contender import (
     check_finite,
 )
 
-# Takes query/key and value [B, H, N, D], returns the output [B, H, N, D].
-Attend = Callable[[Tensor, Tensor], Tensor]
+# Takes what the contender's `inputs` are, returns the output [B, H, N, D].
+Attend = Callable[..., Tensor]
 
 
-def random_heads(case: Case, count: int) -> list[Tensor]:
-    """Tensors ``[B, H, N, D]`` with the strides that a projection of ``[B, N, d]`` gives."""
+def random_heads(case: Case, count: int, heads: Sequence[int] | None = None) -> list[Tensor]:
+    """Tensors ``[B, H, N, D]`` with the strides that a projection of ``[B, N, d]`` gives.
+
+    ``heads``: how many each of them has; ``None``: all those of the case.
+    """
     generator = torch.Generator().manual_seed(case.seed + 1)
-    shape = (case.batch, case.length, case.num_heads, case.head_size)
     return [
-        torch.randn(shape, generator=generator)
+        torch.randn((case.batch, case.length, number, case.head_size), generator=generator)
         .to(device=case.device, dtype=case.torch_dtype)
         .transpose(1, 2)
-        for _ in range(count)
+        for number in heads or [case.num_heads] * count
     ]
 
 
@@ -47,22 +49,26 @@ class AttentionContender(Contender):
     def attention(self, case: Case) -> Attend:
         """The operation; whatever it hashes with is drawn from torch's global generator."""
 
+    def inputs(self, case: Case) -> list[Tensor]:
+        """Query/key and value."""
+        return random_heads(case, 2)
+
     def build(self, case: Case) -> AttentionStep:
         """Inputs."""
-        return AttentionStep(self.attention(case), case)
+        return AttentionStep(self.attention(case), self.inputs(case), case)
 
     @torch.no_grad()
     def properties(self, case: Case) -> list[Finding]:
         """Who sees whom."""
-        inputs = random_heads(case, 2)
+        inputs = self.inputs(case)
         changed = [x.clone() for x in inputs]
         border = case.length - case.length // 4
         for x in changed:
             x[:, :, border:].neg_()  # which moves tokens to other buckets
         outputs = []
-        for query_key, value in (inputs, changed):
+        for parts in (inputs, changed):
             torch.manual_seed(case.seed)
-            outputs.append(self.attention(case)(query_key, value)[:, :, :border])
+            outputs.append(self.attention(case)(*parts)[:, :, :border])
         edited = f"the last {case.length - border} tokens"
         return [check_causal(outputs, (0, 1, 3), edited, self.must_be_causal)]
 
@@ -70,10 +76,10 @@ class AttentionContender(Contender):
 class AttentionStep(Workload):
     """Forward and backward pass of an attention operation."""
 
-    def __init__(self, attend: Attend, case: Case) -> None:
+    def __init__(self, attend: Attend, inputs: list[Tensor], case: Case) -> None:
         torch.manual_seed(case.seed)
         self._attend = attend
-        *inputs, self._grad_out = random_heads(case, 3)
+        self._grad_out = random_heads(case, 3)[-1]
         self._inputs = [x.requires_grad_() for x in inputs]
         self._out: Tensor | None = None
         self._grads: tuple[Tensor | None, ...] = ()

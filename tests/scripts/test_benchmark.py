@@ -339,6 +339,17 @@ def test_peers_say_which_lengths_they_take():
     assert pytorch.unavailable(Case(length=192)) == "takes multiples of 128 tokens only"
 
 
+@pytest.mark.parametrize("suite", ["hybrid", "pretrained"])
+@pytest.mark.parametrize("name", ["reformer_hf", "sdpa"])
+def test_attention_for_pretrained_models_passes_its_checks(suite, name):
+    case = Case(length=256, depth=1, hidden_size=48, num_heads=3, head_size=16, vocab_size=64)
+    contender = find_contender(suite, name)
+    findings = contender.check(case)
+    assert findings
+    assert all(finding.passed for finding in findings), findings
+    assert contender.unavailable(Case(length=256, num_heads=8)) is not None
+
+
 @pytest.mark.parametrize("suite", ["model", "attention"])
 @pytest.mark.parametrize("name", ["transformers_reformer", "reformer_pytorch", "sdpa", "products"])
 def test_peers_pass_their_checks(suite, name):

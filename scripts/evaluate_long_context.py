@@ -1,0 +1,187 @@
+"""What a pretrained language model loses and finds in sparse attention, next to full attention.
+
+    python scripts/evaluate_long_context.py loss --model test_models/smollm2 \\
+        --file test.txt.gz --lengths 2048 4096 8192 --rounds 4 8 16 --output results/loss
+    python scripts/evaluate_long_context.py passkey --model test_models/smollm2 \\
+        --file test.txt.gz --lengths 2000 4000 8000 --rounds 4 8 16 --output results/passkey
+
+`loss`: mean negative log-likelihood of a token in blocks of the text. `passkey`: a five-digit
+number is hidden in the text and asked for at its end. Full attention stands next to LSH rounds, and
+next to each of these a local window in which a query sees as many keys. Both write OUTPUT.json and
+OUTPUT.md after every length.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import reformer_hf
+from reformer_hf.pretrained.language_model_loss import token_losses
+from training.alignment import token_blocks
+from training.arguments import exit_code
+from training.data_files import read_text
+from training.long_context import (
+    Contender,
+    answer_at_once,
+    answer_by_generation,
+    attending,
+    contenders,
+    make_passkeys,
+)
+
+Row = dict[str, Any]
+
+
+def measure_loss(
+    model: Any, tokenizer: Any, length: int, arguments: argparse.Namespace
+) -> list[Row]:
+    """A row for each contender: loss, and how much more than full attention's."""
+    blocks = token_blocks(arguments.file, tokenizer, length, arguments.samples, arguments.seed)
+    ids = [torch.tensor([block]) for block in blocks["input_ids"]]
+    rows: list[Row] = []
+    full: torch.Tensor | None = None
+    for contender in contenders(model, ids[0], arguments.rounds):
+        with attending(model, contender):
+            losses = torch.stack([token_losses(model, x).double() for x in ids])
+        full = losses if full is None else full
+        row = _row(contender, length, len(ids))
+        row |= {"loss": float(losses.mean()), "above_full": float((losses - full).mean())}
+        row["above_full_second_half"] = float((losses - full)[..., length // 2 :].mean())
+        rows.append(row)
+        _say(row)
+    return rows
+
+
+def measure_passkey(
+    model: Any, tokenizer: Any, length: int, arguments: argparse.Namespace
+) -> list[Row]:
+    """A row for each contender: share of digits and of whole keys, in one pass and generated."""
+    text = read_text(arguments.file)
+    keys = make_passkeys(text, tokenizer, length, arguments.samples, arguments.seed)
+    rows: list[Row] = []
+    for contender in contenders(model, keys[0].prompt, arguments.rounds):
+        row = _row(contender, length, len(keys))
+        with attending(model, contender):
+            for name, ask in (("", answer_at_once), ("generated_", answer_by_generation)):
+                right = [ask(model, key) for key in keys]
+                row[f"{name}digits"] = float(torch.cat(right).double().mean())
+                row[f"{name}keys"] = sum(bool(x.all()) for x in right) / len(right)
+                row[f"{name}right_at"] = [
+                    round(k.depth, 2) for k, x in zip(keys, right, strict=True) if x.all()
+                ]
+        rows.append(row)
+        _say(row)
+    return rows
+
+
+def _row(contender: Contender, length: int, samples: int) -> Row:
+    return {
+        "length": length,
+        "attention": contender.name,
+        "keys_per_query": contender.keys,
+        "settings": contender.changes,
+        "samples": samples,
+    }
+
+
+def _say(row: Row) -> None:
+    numbers = {k: round(v, 3) for k, v in row.items() if isinstance(v, float)}
+    print(f"{row['length']:>7,} {row['attention']:<16} {numbers}", flush=True)
+
+
+def _table(rows: Sequence[Row]) -> str:
+    names = [k for k, v in rows[0].items() if isinstance(v, (int, float, str)) or v is None]
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    for row in rows:
+        cells = [f"{row[n]:.3f}" if isinstance(row[n], float) else str(row[n]) for n in names]
+        lines.append("| " + " | ".join(cells).replace("None", "all") + " |")
+    return "\n".join(lines)
+
+
+def _write(stem: Path, document: dict[str, Any], rows: list[Row], kind: str) -> None:
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({**document, "rows": rows}, indent=1)
+    stem.with_name(f"{stem.name}.json").write_text(text + "\n", encoding="utf-8")
+    facts = "\n".join(f"- {name}: {value}" for name, value in document.items())
+    report = f"# {kind}, full attention against sparse attention\n\n{facts}\n\n{_table(rows)}\n"
+    stem.with_name(f"{stem.name}.md").write_text(report, encoding="utf-8")
+
+
+_MEASURES: dict[str, Callable[..., list[Row]]] = {"loss": measure_loss, "passkey": measure_passkey}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Refuses with ValueError instead of a page of usage and an exit."""
+
+    def error(self, message: str) -> Any:
+        raise ValueError(message)
+
+
+def evaluate(argv: Sequence[str] | None = None) -> list[Row]:
+    """Do what the command line asks for.
+
+    Raises:
+        ValueError: arguments, text or model cannot work.
+    """
+    parser = _Parser(description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add("kind", choices=[*_MEASURES], help="what to measure")
+    add("--model", required=True, help="checkpoint directory or Hub id")
+    add("--file", required=True, help="text that the model has not seen (txt, also gzipped)")
+    add("--lengths", type=int, nargs="+", default=[4096], help="tokens")
+    add("--rounds", type=int, nargs="+", default=[4, 8, 16], help="numbers of hash rounds")
+    add("--samples", type=int, default=4, help="blocks, or hidden keys, of every length")
+    add("--bf16", action="store_true", help="autocast")
+    add("--note", default="", help="said in the results, such as how the model was trained")
+    add("--seed", type=int, default=0, help="of what is drawn")
+    add("--output", type=Path, required=True, help="where results go, without an ending")
+    arguments = parser.parse_args(argv)
+
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    model = AutoModelForCausalLM.from_pretrained(arguments.model).eval()
+    most = max(arguments.lengths) + 8
+    if most > model.config.max_position_embeddings:
+        raise ValueError(
+            f"lengths: expected at most the model's {model.config.max_position_embeddings} "
+            f"positions, less 8, got {max(arguments.lengths)}"
+        )
+    document = {
+        "model": Path(arguments.model).name,
+        "note": arguments.note,
+        "text": Path(arguments.file).name,
+        "settings": reformer_hf.configure_attention(model).to_dict(),
+        "dtype": "bfloat16 autocast" if arguments.bf16 else "float32",
+        "seed": arguments.seed,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+    }
+    context: Any = contextlib.nullcontext()
+    if arguments.bf16:
+        context = torch.autocast("cpu", torch.bfloat16)
+    rows: list[Row] = []
+    with context:
+        for length in arguments.lengths:
+            rows += _MEASURES[arguments.kind](model, tokenizer, length, arguments)
+            _write(arguments.output, document, rows, arguments.kind.capitalize())
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `evaluate`; the exit code."""
+    return exit_code(evaluate, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

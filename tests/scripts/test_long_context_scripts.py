@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -64,8 +65,7 @@ def test_matching_is_zero_where_both_attend_alike_and_has_a_gradient_where_not(
     model: LlamaForCausalLM,
 ) -> None:
     ids = torch.randint(0, 200, (1, LENGTH))
-    original = AutoModelForCausalLM.from_config(model.config).eval()
-    original.load_state_dict(model.state_dict())
+    original = copy.deepcopy(model)
     original.set_attn_implementation("sdpa")
     model.set_attn_implementation("reformer")
     reformer_hf.configure_attention(model, local_window=LENGTH)

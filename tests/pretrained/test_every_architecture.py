@@ -35,7 +35,7 @@ _SPARSE = (
     *("xlm-roberta",),
 )
 _FULL = ("t5",)
-_REFUSED = ("doge", "gemma2", "gpt_oss", "longt5", "pegasus_x", "t5gemma2")
+_REFUSED = ("doge", "gemma2", "gpt_oss", "pegasus_x", "t5gemma2")
 
 
 @pytest.fixture(scope="module")

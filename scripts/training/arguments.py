@@ -76,9 +76,25 @@ class ModelArguments:
         "Lengthen the position embeddings of a given model if the inputs need it."
     )
     ignore_mismatched_sizes: bool = option("Start anew the weights whose shapes differ.", False)
+    attn_implementation: str | None = option(
+        "Attention of a given model of transformers: sdpa, eager, or reformer for long documents."
+    )
+    attention_settings: str | None = option(
+        "Settings of --attn_implementation reformer, as a JSON object or as key=value,key=value."
+    )
 
     def __post_init__(self) -> None:
         require_positive("vocab_size", self.vocab_size)
+        require_text(self, "attn_implementation", "attention_settings")
+        if self.attn_implementation is not None and self.model_name_or_path is None:
+            raise ValueError(
+                "attn_implementation: expected model_name_or_path next to it, got none"
+            )
+        if self.attention_settings is not None and self.attn_implementation != "reformer":
+            raise ValueError(
+                "attention_settings: expected attn_implementation='reformer' next to it, got "
+                f"{self.attn_implementation!r}"
+            )
         sources = ("model_name_or_path", "config_name", "preset")
         require_text(self, *sources, "config_overrides", "tokenizer_name", "model_revision")
         given = [name for name in sources if getattr(self, name) is not None]

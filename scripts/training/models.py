@@ -34,7 +34,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from reformer_hf import ReformerConfig, ReformerSeq2SeqConfig
+from reformer_hf import (
+    ReformerConfig,
+    ReformerSeq2SeqConfig,
+    configure_attention,
+    extend_positions,
+)
 from reformer_hf.tokenization import byte_tokenizer, train_bpe_tokenizer
 from training.arguments import ModelArguments, require_one_of
 
@@ -208,7 +213,7 @@ def _class_fields(classes: Sequence[str] | None) -> dict[str, Any]:
     return {"id2label": numbered, "label2id": {name: id_ for id_, name in numbered.items()}}
 
 
-def parse_overrides(text: str | None) -> dict[str, Any]:
+def parse_overrides(text: str | None, argument: str = "config_overrides") -> dict[str, Any]:
     """Configuration fields from `{"a": 1, "b": [2]}` or `a=1,b=0.5,c=word`.
 
     Example:
@@ -224,13 +229,13 @@ def parse_overrides(text: str | None) -> dict[str, Any]:
         try:
             fields = json.loads(text)
         except json.JSONDecodeError as error:
-            raise ValueError(f"config_overrides: expected JSON, got {text!r}: {error}") from error
+            raise ValueError(f"{argument}: expected JSON, got {text!r}: {error}") from error
         return dict(fields)
     fields = {}
     for item in text.split(","):
         key, equals, value = item.partition("=")
         if not equals or not key.strip().isidentifier():
-            raise ValueError(f"config_overrides: expected key=value, got {item!r}")
+            raise ValueError(f"{argument}: expected key=value, got {item!r}")
         fields[key.strip()] = _json_or_word(value.strip())
     return fields
 
@@ -332,6 +337,7 @@ class Task:
                     token=arguments.token,
                     trust_remote_code=arguments.trust_remote_code,
                     ignore_mismatched_sizes=arguments.ignore_mismatched_sizes,
+                    attn_implementation=arguments.attn_implementation,
                 )
             except (OSError, ValueError, RuntimeError) as error:
                 raise ValueError(
@@ -341,6 +347,9 @@ class Task:
         if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
             model.resize_token_embeddings(len(tokenizer))
         self._fit_positions(model, length, arguments.resize_position_embeddings)
+        if arguments.attn_implementation == "reformer":
+            settings = parse_overrides(arguments.attention_settings, "attention_settings")
+            configure_attention(model, **settings)
         return model
 
     def _fit_positions(self, model: PreTrainedModel, length: int, resize: bool | None) -> None:
@@ -356,10 +365,8 @@ class Task:
             )
         try:
             model.resize_position_embeddings(length)
-        except NotImplementedError as error:
-            raise ValueError(
-                f"resize_position_embeddings: expected a model that can, got {type(model).__name__}"
-            ) from error
+        except NotImplementedError:  # transformers leaves it to the model, and few have it
+            extend_positions(model, length)
 
 
 def _revision(source: str, arguments: ModelArguments) -> str:

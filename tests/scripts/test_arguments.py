@@ -34,6 +34,11 @@ from training.arguments import (
         ),
         (lambda: ModelArguments(tokenizer_name="a", vocab_size=300), "vocab_size"),
         (lambda: ModelArguments(model_name_or_path="a", vocab_size=300), "vocab_size.*model_name"),
+        (lambda: ModelArguments(attn_implementation="reformer"), "attn_impl.*model_name_or_path"),
+        (
+            lambda: ModelArguments(model_name_or_path="a", attention_settings="num_hashes=2"),
+            "attention_settings: expected attn_implementation='reformer'",
+        ),
         (lambda: ModelArguments(preset=""), "preset: expected text, got ''"),
         (lambda: DataTrainingArguments(train_file=" "), "train_file: expected text, got ' '"),
         (lambda: SummarizationArguments(text_column=""), "text_column: expected text"),

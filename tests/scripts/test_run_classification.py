@@ -4,10 +4,10 @@ import json
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 
 import run_classification
-from reformer_hf import ReformerForSequenceClassification
+from reformer_hf import ReformerForSequenceClassification, byte_tokenizer
 from training.arguments import ClassificationArguments
 from training.classification import _texts_and_labels, class_names
 
@@ -97,3 +97,31 @@ def test_missing_data_unknown_classes_and_numbers_are_refused(
         other = [*data_files, "--validation_file", str(path)]
         assert run_classification.main([*other, *small_run, *COLUMNS]) == 2
         assert expected in capsys.readouterr().err
+
+
+def test_a_pretrained_encoder_reads_longer_documents_in_sparse_attention(
+    data_files, tmp_path, capsys
+):
+    tokenizer = byte_tokenizer()
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48,
+        num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=64,
+    )
+    BertModel(config).save_pretrained(tmp_path / "pretrained")
+    tokenizer.save_pretrained(tmp_path / "pretrained")
+    asked = [
+        *data_files,
+        *("--model_name_or_path", str(tmp_path / "pretrained"), "--do_train", "--do_eval"),
+        *("--attn_implementation", "reformer", "--resize_position_embeddings", "true"),
+        *("--text_column_names", "document", "--max_seq_length", "200", "--max_steps", "2"),
+        *("--per_device_train_batch_size", "2", "--use_cpu", "true", "--report_to", "none"),
+        *("--output_dir", str(tmp_path / "run")),
+    ]
+    settings = ["--attention_settings", "local_window=32,num_hashes=2"]
+    assert run_classification.main([*asked, *settings]) == 0
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run")
+    assert model.config.max_position_embeddings == 200
+    assert model.config.reformer_attention["local_window"] == 32
+    capsys.readouterr()
+    assert run_classification.main([*asked, "--attention_settings", "rounds=2"]) == 2
+    assert "`reformer_attention` knows the fields" in capsys.readouterr().err

@@ -104,8 +104,12 @@ def test_a_pretrained_encoder_reads_longer_documents_in_sparse_attention(
 ):
     tokenizer = byte_tokenizer()
     config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48,
-        num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=64,
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=64,
     )
     BertModel(config).save_pretrained(tmp_path / "pretrained")
     tokenizer.save_pretrained(tmp_path / "pretrained")

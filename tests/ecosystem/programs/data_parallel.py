@@ -66,6 +66,9 @@ def main(folder: Path) -> None:
     torch.save(
         {"gradients": found, "events": events}, folder / f"rank{accelerator.process_index}.pt"
     )
+    # DDP's reducers must not be the last to hold the process group: its destructor then waits,
+    # with the interpreter's lock, for a gloo thread that needs this lock to let go of its work.
+    accelerator.free_memory()
     accelerator.end_training()
 
 

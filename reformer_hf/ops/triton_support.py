@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 
 import torch
 
@@ -12,6 +13,14 @@ import torch
 def installed() -> bool:
     """Whether the package triton is there."""
     return importlib.util.find_spec("triton") is not None
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, on the CPU; slow, for tests.
+
+    Triton decides that when a kernel is defined, so the variable must be set before the first call.
+    """
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
 def usable_on(device: torch.device) -> bool:

@@ -26,6 +26,10 @@ from triton.compiler import ASTSource
 
 from reformer_hf.ops import triton_hash, triton_sort
 from reformer_hf.ops.attention_window import AttentionWindow
+from reformer_hf.ops.hybrid_attention import HybridWindow
+from reformer_hf.ops.hybrid_attention import triton_backward as hybrid_backward
+from reformer_hf.ops.hybrid_attention import triton_forward as hybrid_forward
+from reformer_hf.ops.hybrid_attention.call import HybridCall
 from reformer_hf.ops.reversible import triton_residual
 from reformer_hf.ops.sorting import sort_by_bucket
 from reformer_hf.ops.windowed_attention import (
@@ -44,6 +48,7 @@ TYPES = {
     torch.uint8: "*u8",
 }
 Launch = tuple[Any, tuple[Any, ...], dict[str, Any]]
+FLAGS = ("FIRST", "LAST", "LOCAL", "SINKS", "BLOCK")
 OPTIONS = ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion")
 
 
@@ -132,6 +137,31 @@ def record_attention(variant: dict[str, Any]) -> list[Launch]:
     return launches
 
 
+def record_hybrid(variant: dict[str, Any]) -> list[Launch]:
+    """The launches of one call of hybrid attention: local window, two rounds, and the sinks."""
+    x = torch.zeros((1, 192, 4, variant["size"]), dtype=getattr(torch, variant["dtype"]))
+    key = x[:, :, :2].transpose(1, 2)
+    window = HybridWindow(32, num_hashes=2, causal=variant["causal"], dropout=variant["dropout"])
+    call = HybridCall(x.transpose(1, 2), key, key, None, window, 1.0)
+    launches: list[Launch] = []
+    places = (
+        *((hybrid_forward, "forward_kernel"), (hybrid_backward, "queries_kernel")),
+        (hybrid_backward, "keys_kernel"),
+    )
+    kernels = [getattr(module, name) for module, name in places]
+    for (module, name), kernel in zip(places, kernels, strict=True):
+        setattr(module, name, Recorder(kernel, launches))
+    try:
+        out, lse = hybrid_forward.forward(call)
+        hybrid_backward.backward(call, out, out, lse)
+    finally:
+        for (module, name), kernel in zip(places, kernels, strict=True):
+            setattr(module, name, kernel)
+    # Rounds differ in no compile-time constant.
+    chosen = {(k, n["LOCAL"], n.get("SINKS")): (k, a, n) for k, a, n in launches}
+    return list(chosen.values())
+
+
 def record_small_kernels(variant: dict[str, Any]) -> list[Launch]:
     """The launches of a hash and of the residual sums, there and back."""
     launches: list[Launch] = []
@@ -167,6 +197,8 @@ def record_sort(variant: dict[str, Any]) -> list[Launch]:
 
 def recorder_of(variant: dict[str, Any]) -> Callable[[dict[str, Any]], list[Launch]]:
     """What takes down the launches of a call, told by its arguments."""
+    if variant.get("operation") == "hybrid":
+        return record_hybrid
     if "num_buckets" in variant:
         return record_sort
     return record_small_kernels if "factors" in variant else record_attention
@@ -176,7 +208,11 @@ def main() -> None:
     for variant in json.load(sys.stdin):
         record = recorder_of(variant)
         for kernel, arguments, constants in record(variant):
-            flags = {n: constants[n] for n in ("FIRST", "LAST") if n in constants}
+            flags = {
+                n: constants[n]
+                for n in ("FIRST", "LAST", "LOCAL", "SINKS", "BLOCK")
+                if n in constants
+            }
             result = compile_launch(kernel, arguments, dict(constants))
             print(json.dumps({**variant, **flags, **result}), flush=True)
 

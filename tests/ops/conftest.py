@@ -26,6 +26,12 @@ def _uninitialised_memory_is_nan(request: pytest.FixtureRequest) -> Iterator[Non
     torch.use_deterministic_algorithms(before)
 
 
+@pytest.fixture
+def triton_device() -> str:
+    """Where the triton backend can be tested: a CUDA device, or the CPU by interpretation."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 class UntouchedRandomState:
     """Context manager: the global random state afterwards is the one before."""
 

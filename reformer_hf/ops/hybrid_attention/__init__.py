@@ -3,7 +3,8 @@
 What a model that was pretrained with full attention can be given without forcing shared queries and
 keys on it. :func:`hybrid_attention` is the public function; the reading order is ``window`` (who
 sees whom), ``query_key_hashing``, ``reference`` (what it means), ``local_band``, ``staircase`` and
-``torch_backend`` (how it is computed fast), ``operators`` (how autograd and compilers see it).
+``torch_backend`` (how it is computed fast), ``triton_backend`` (on CUDA), ``operators`` (how
+autograd and compilers see it).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from reformer_hf.ops.hybrid_attention import operators, reference, torch_backend
+from reformer_hf.ops.hybrid_attention import operators, reference, torch_backend, triton_backend
 from reformer_hf.ops.hybrid_attention.call import HybridCall
 from reformer_hf.ops.hybrid_attention.window import HybridWindow
 
@@ -38,9 +39,10 @@ class Backend:
 BACKENDS: dict[str, Backend] = {
     "reference": Backend(reference.unsupported, reference.run),
     "torch": Backend(torch_backend.unsupported, partial(operators.attend, backend="torch")),
+    "triton": Backend(triton_backend.unsupported, partial(operators.attend, backend="triton")),
 }
-# It serves every call; the reference is never chosen by itself.
-_AUTOMATIC = "torch"
+# What is chosen on its own, in this order; the reference never is.
+_AUTOMATIC = {"cuda": ("triton", "torch")}
 
 
 def _check(query: Tensor, key: Tensor, value: Tensor, real: Tensor | None) -> None:
@@ -109,7 +111,10 @@ def hybrid_attention(
     _check(query, key, value, real)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     call = HybridCall(query, key, value, real, window, scale)
-    name = _AUTOMATIC if backend == "auto" else backend
+    name = backend
+    if backend == "auto":
+        names = _AUTOMATIC.get(query.device.type, ("torch",))
+        name = next(n for n in names if BACKENDS[n].unsupported(call) is None)
     if name not in BACKENDS:
         raise ValueError(f"`backend` must be 'auto' or one of {sorted(BACKENDS)}, got {backend!r}")
     reason = BACKENDS[name].unsupported(call)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from reformer_hf.ops.hybrid_attention.window import HybridWindow
+from reformer_hf.ops.precision import wide_dtype
 
 
 @dataclass(frozen=True)
@@ -95,3 +96,40 @@ def empty_output(query: Tensor, value: Tensor) -> Tensor:
         (batch, length, heads, value.shape[-1]), dtype=value.dtype, device=value.device
     )
     return out.transpose(1, 2)
+
+
+def forward_by_row(
+    call: HybridCall, run: Callable[[HybridCall], tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Output and ``lse`` of a call, by what computes those of calls without padding."""
+    if call.real is None:
+        return run(call)
+    out = empty_output(call.query, call.value).zero_()
+    lse = out.new_full(call.query.shape[:3], -torch.inf, dtype=wide_dtype(call.query))
+    for row, own in rows(call):
+        own_out, own_lse = run(own)
+        out[row.row, :, row.queries] = own_out[0]
+        lse[row.row, :, row.queries] = own_lse[0]
+    return out, lse
+
+
+Gradients = tuple[Tensor, Tensor, Tensor]
+
+
+def backward_by_row(
+    call: HybridCall,
+    grad_out: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    run: Callable[[HybridCall, Tensor, Tensor, Tensor], Gradients],
+) -> Gradients:
+    """Gradients of query, key and value, by what computes those of calls without padding."""
+    if call.real is None:
+        return run(call, grad_out, out, lse)
+    query, key, value = (empty_output(x, x).zero_() for x in (call.query, call.key, call.value))
+    for row, own in rows(call):
+        found = run(own, *(row.select_queries(x) for x in (grad_out, out, lse)))
+        query[row.row, :, row.queries] = found[0][0]
+        key[row.row, :, row.keys] = found[1][0]
+        value[row.row, :, row.keys] = found[2][0]
+    return query, key, value

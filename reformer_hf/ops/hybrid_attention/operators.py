@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from reformer_hf.ops.first_order import first_order_only
-from reformer_hf.ops.hybrid_attention import torch_backend
+from reformer_hf.ops.hybrid_attention import torch_backend, triton_backend
 from reformer_hf.ops.hybrid_attention.call import HybridCall, empty_output
 from reformer_hf.ops.hybrid_attention.window import HybridWindow
 from reformer_hf.ops.precision import wide_dtype
@@ -34,7 +34,7 @@ class Kernels(Protocol):
         """Gradients of query, key and value, laid out as the output."""
 
 
-_KERNELS: dict[str, Kernels] = {"torch": torch_backend}
+_KERNELS: dict[str, Kernels] = {"torch": torch_backend, "triton": triton_backend}
 
 _CALL = (
     "Tensor query, Tensor key, Tensor value, Tensor? real, "

@@ -47,6 +47,40 @@ class Places:
     reach: int
 
 
+def sort_keys(
+    query_buckets: Tensor,
+    key_buckets: Tensor,
+    query_position: Tensor,
+    local_window: int,
+    *,
+    ahead: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sort the keys of every round and find the queries' cursors.
+
+    Args:
+        query_buckets: ``[.., R, Q]`` int64.
+        key_buckets: ``[.., R, N]`` int64; key ``j`` stands at position ``j``.
+        query_position: ``[Q]`` int64.
+        local_window: a query looks up keys that are at least so far away.
+        ahead: look ahead instead of back: the same with all positions counted from the end.
+
+    Returns:
+        The key at every rank and the rank of every key, ``[.., R, N]``, and the number of keys in
+        front of a query's place, ``[.., R, Q]``, all int64.
+    """
+    length = key_buckets.shape[-1]
+    position = torch.arange(length, device=key_buckets.device)
+    if ahead:
+        position, query_position = length - 1 - position, length - 1 - query_position
+    codes = (key_buckets * length + position).contiguous()
+    in_order, key_order = codes.sort(dim=-1)
+    edge = (query_position - local_window).clamp(min=-1)
+    cursor = torch.searchsorted(in_order, (query_buckets * length + edge).contiguous(), right=True)
+    rank = torch.arange(length, device=key_order.device).expand_as(key_order)
+    key_rank = torch.empty_like(key_order).scatter_(-1, key_order, rank)
+    return key_order, key_rank, cursor
+
+
 def find_places(
     query_buckets: Tensor,
     key_buckets: Tensor,
@@ -57,27 +91,18 @@ def find_places(
     ahead: bool,
     dtype: torch.dtype,
 ) -> Places:
-    """Sort the keys of every round and find the queries' cursors.
+    """Where the queries and keys of one key-value head stand in all rounds.
 
     Args:
-        query_buckets: ``[R, Q]`` int64.
-        key_buckets: ``[R, N]`` int64; key ``j`` stands at position ``j``.
-        query_position: ``[Q]`` int64.
-        local_window: a query looks up keys that are at least so far away.
+        query_buckets, key_buckets, query_position, local_window, ahead: as for :func:`sort_keys`,
+            without dimensions before ``R``.
         reach: keys per round, ``W``.
-        ahead: look ahead instead of back: the same with all positions counted from the end.
         dtype: of scores (fp32 holds places up to 2**23 exactly; above, fp64 is taken).
     """
-    rounds, length = key_buckets.shape
-    position = torch.arange(length, device=key_buckets.device)
-    if ahead:
-        position, query_position = length - 1 - position, length - 1 - query_position
-    codes = (key_buckets * length + position).contiguous()
-    in_order, key_order = codes.sort(dim=-1)
-    edge = (query_position - local_window).clamp(min=-1)
-    cursor = torch.searchsorted(in_order, (query_buckets * length + edge).contiguous(), right=True)
-    rank = torch.arange(length, device=key_order.device).expand_as(key_order)
-    key_rank = torch.empty_like(key_order).scatter_(1, key_order, rank)
+    length = key_buckets.shape[-1]
+    key_order, key_rank, cursor = sort_keys(
+        query_buckets, key_buckets, query_position, local_window, ahead=ahead
+    )
     key_place = key_rank + reach * key_buckets
     query_place = cursor - 1 + reach * query_buckets
     if dtype == torch.float32 and length + reach * (int(key_buckets.max()) + 1) >= 1 << 23:

@@ -23,7 +23,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reformer_hf.ops.hybrid_attention.call import HybridCall, empty_output, rows
+from reformer_hf.ops.hybrid_attention.call import (
+    Gradients,
+    HybridCall,
+    backward_by_row,
+    empty_output,
+    forward_by_row,
+)
 from reformer_hf.ops.hybrid_attention.local_band import LocalBand
 from reformer_hf.ops.hybrid_attention.query_key_hashing import hash_queries_and_keys, key_centre
 from reformer_hf.ops.hybrid_attention.staircase import (
@@ -457,65 +463,37 @@ class _SliceGradients:
     value: Tensor
 
 
-def _forward(call: HybridCall, out: Tensor, lse: Tensor, scratch: Scratch) -> None:
-    """Write output and ``lse`` of a call without padding."""
-    group = call.group_size
-    for row in range(call.key.shape[0]):
-        for head in range(call.key.shape[1]):
-            heads = slice(head * group, (head + 1) * group)
-            out[row, heads], lse[row, heads] = _Slice(call, row, head, scratch).forward()
-
-
 def forward(call: HybridCall) -> tuple[Tensor, Tensor]:
     """Output ``[B, H, M, Dv]``, laid out as ``[B, M, H, Dv]``, and ``lse`` ``[B, H, M]``."""
-    out, scratch = empty_output(call.query, call.value), Scratch(call.query.device)
-    lse = torch.empty(call.query.shape[:3], dtype=wide_dtype(call.query), device=out.device)
-    if call.real is None:
-        _forward(call, out, lse, scratch)
+    scratch = Scratch(call.query.device)
+
+    def run(call: HybridCall) -> tuple[Tensor, Tensor]:
+        out = empty_output(call.query, call.value)
+        lse = torch.empty(call.query.shape[:3], dtype=wide_dtype(call.query), device=out.device)
+        for own in _slices(call, scratch):
+            out[own.row, own.heads], lse[own.row, own.heads] = own.forward()
         return out, lse
-    out.zero_()
-    lse.fill_(-torch.inf)
-    for row, own in rows(call):
-        own_out, own_lse = empty_output(own.query, own.value), lse.new_empty(own.query.shape[:3])
-        _forward(own, own_out, own_lse, scratch)
-        out[row.row, :, row.queries] = own_out[0]
-        lse[row.row, :, row.queries] = own_lse[0]
-    return out, lse
+
+    return forward_by_row(call, run)
 
 
-def _backward(
-    call: HybridCall, grad_out: Tensor, out: Tensor, lse: Tensor, scratch: Scratch
-) -> Iterator[tuple[int, int, slice, tuple[Tensor, Tensor, Tensor]]]:
-    """Row, key-value head, query heads and gradients of every slice of a call without padding."""
-    group = call.group_size
-    for row in range(call.key.shape[0]):
-        for head in range(call.key.shape[1]):
-            heads = slice(head * group, (head + 1) * group)
-            own = _Slice(call, row, head, scratch)
-            found = own.backward(grad_out[row, heads], out[row, heads], lse[row, heads])
-            yield row, head, heads, found
-
-
-def backward(
-    call: HybridCall, grad_out: Tensor, out: Tensor, lse: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def backward(call: HybridCall, grad_out: Tensor, out: Tensor, lse: Tensor) -> Gradients:
     """Gradients of query, key and value, laid out as the output."""
     scratch = Scratch(call.query.device)
-    grads = [empty_output(x, x) for x in (call.query, call.key, call.value)]
-    if call.real is None:
-        for row, head, heads, (query, key, value) in _backward(call, grad_out, out, lse, scratch):
-            grads[0][row, heads], grads[1][row, head], grads[2][row, head] = query, key, value
-        return grads[0], grads[1], grads[2]
-    for grad in grads:
-        grad.zero_()
-    for part, own in rows(call):
-        own_grad, own_out, own_lse = (part.select_queries(x) for x in (grad_out, out, lse))
-        parts = _backward(own, own_grad, own_out, own_lse, scratch)
-        for _, head, heads, (query, key, value) in parts:
-            for grad, chosen, index, x in (
-                (grads[0], heads, part.queries, query),
-                (grads[1], head, part.keys, key),
-                (grads[2], head, part.keys, value),
-            ):
-                grad[part.row, chosen][..., index, :] = x.to(grad.dtype)
-    return grads[0], grads[1], grads[2]
+
+    def run(call: HybridCall, grad_out: Tensor, out: Tensor, lse: Tensor) -> Gradients:
+        query, key, value = (empty_output(x, x) for x in (call.query, call.key, call.value))
+        for own in _slices(call, scratch):
+            at = own.row, own.heads
+            found = own.backward(grad_out[at], out[at], lse[at])
+            query[at], key[own.row, own.head], value[own.row, own.head] = found
+        return query, key, value
+
+    return backward_by_row(call, grad_out, out, lse, run)
+
+
+def _slices(call: HybridCall, scratch: Scratch) -> Iterator[_Slice]:
+    """The slices of a call without padding."""
+    for row in range(call.key.shape[0]):
+        for head in range(call.key.shape[1]):
+            yield _Slice(call, row, head, scratch)

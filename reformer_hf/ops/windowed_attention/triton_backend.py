@@ -7,21 +7,11 @@ kernels: ``triton_launch`` (how a call becomes launches), ``triton_tiles`` (tile
 
 from __future__ import annotations
 
-import os
-
 from torch import Tensor
 
-from reformer_hf.ops.triton_support import installed
+from reformer_hf.ops.triton_support import installed, interpreted
 from reformer_hf.ops.windowed_attention.call import WindowedAttentionCall
 from reformer_hf.ops.windowed_attention.triton_launch import DTYPES, HEAD_SIZES, MAX_LENGTH
-
-
-def interpreted() -> bool:
-    """Whether kernels run in Triton's interpreter, on the CPU; slow, for tests.
-
-    Triton decides that when a kernel is defined, so the variable must be set before the first call.
-    """
-    return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
 def unsupported(call: WindowedAttentionCall) -> str | None:

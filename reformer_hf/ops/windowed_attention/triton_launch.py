@@ -63,7 +63,7 @@ def choose_tiling(
     Counting sightings and dropout need registers for every pair, and fp32 three parts of every
     operand.
 
-    tests/ops/windowed_attention/test_triton_compilation.py holds all of this to "nothing spills".
+    tests/ops/test_triton_compilation.py holds all of this to "nothing spills".
 
     Args:
         kernel: ``FORWARD``, or in the backward pass ``QUERIES`` or ``KEYS``.

@@ -139,9 +139,3 @@ def make_window() -> Callable[..., AttentionWindow]:
         return AttentionWindow(pattern, before, after, **options)
 
     return build
-
-
-@pytest.fixture
-def triton_device() -> str:
-    """Where the triton backend can be tested: a CUDA device, or the CPU by interpretation."""
-    return "cuda" if torch.cuda.is_available() else "cpu"

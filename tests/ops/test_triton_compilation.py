@@ -16,7 +16,7 @@ pytest.importorskip("triton")
 if not sys.platform.startswith("linux"):
     pytest.skip("Triton brings its assembler on Linux alone", allow_module_level=True)
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 LSH: dict[str, Any] = {
     "dtype": "bfloat16",
     "size": 64,
@@ -47,11 +47,15 @@ def compile_all(variants: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-def assert_nothing_spills(variants: list[dict[str, Any]]) -> list[dict[str, Any]]:
+WINDOWED = {"forward_kernel", "delta_kernel", "queries_kernel", "keys_kernel"}
+HYBRID = {"forward_kernel", "queries_kernel", "keys_kernel"}
+
+
+def assert_nothing_spills(
+    variants: list[dict[str, Any]], kernels: set[str] = WINDOWED
+) -> list[dict[str, Any]]:
     compiled = compile_all(variants)
-    assert {x["kernel"] for x in compiled} == {
-        "forward_kernel", "delta_kernel", "queries_kernel", "keys_kernel",
-    }  # fmt: skip
+    assert {x["kernel"] for x in compiled} == kernels
     assert [x for x in compiled if x["spilled"]] == []
     # What the shared memory of a multiprocessor holds.
     assert max(x["shared"] for x in compiled) <= 227 * 1024
@@ -103,6 +107,31 @@ def test_the_sort_does_not_spill(num_buckets, length, passes):
     compiled = compile_all([{"num_buckets": num_buckets, "length": length}])
     assert [x["kernel"] for x in compiled] == passes * ["count_kernel", "place_kernel"]
     assert [x for x in compiled if x["spilled"]] == []
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size", "causal", "dropout"),
+    [("bfloat16", 64, True, 0.0), ("bfloat16", 128, False, 0.1), ("float32", 128, True, 0.0)],
+    ids=str,
+)
+def test_hybrid_attention_does_not_spill(dtype, size, causal, dropout):
+    variant = {"operation": "hybrid", "dtype": dtype, "size": size}
+    compiled = assert_nothing_spills([{**variant, "causal": causal, "dropout": dropout}], HYBRID)
+    # Local window and rounds each way, and the sinks' gradients.
+    assert len(compiled) == 7
+    if dtype == "bfloat16" and not dropout:
+        assert {x["matrix_units"] for x in compiled} == {"wgmma"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("size", [32, 64, 128])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_hybrid_attention_does_not_spill_in_any_variant(dtype, size):
+    options = itertools.product((True, False), (0.0, 0.1))
+    variant = {"operation": "hybrid", "dtype": dtype, "size": size}
+    variants = [{**variant, "causal": causal, "dropout": dropout} for causal, dropout in options]
+    assert_nothing_spills(variants, HYBRID)
 
 
 @pytest.mark.slow

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-ATTENTION_KINDS = ("lsh", "local", "full")
+ATTENTION_KINDS = ("lsh", "local", "full", "hybrid")
 ATTENTION_PATTERNS = ("window", "chunk")
-# Implementations of windowed attention; "auto" is the fastest that can serve a call.
+# Implementations of windowed and of hybrid attention; "auto" is the fastest that can serve a call.
 ATTENTION_BACKENDS = ("auto", "reference", "torch", "triton")
 HASH_FAMILIES = ("angular", "euclidean", "random")
 HEAD_MERGES = ("concat", "average")
 STREAM_MERGES = ("mean", "concat")
 CLASSIFIER_POOLINGS = ("mean", "first")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
-# Implementations of hybrid attention (sinks, local window and buckets).
-HYBRID_BACKENDS = ("auto", "reference", "torch")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from reformer_hf.choices import HYBRID_BACKENDS
+from reformer_hf.choices import ATTENTION_BACKENDS
 
 CONFIG_FIELD = "reformer_attention"
 
@@ -78,9 +78,10 @@ class ReformerAttentionSettings:
                 f"a layer is of one kind: `{CONFIG_FIELD}.full_layers` and `.local_layers` both "
                 f"name {both}"
             )
-        if self.backend not in HYBRID_BACKENDS:
+        if self.backend not in ATTENTION_BACKENDS:
             raise ValueError(
-                f"`{CONFIG_FIELD}.backend` must be one of {HYBRID_BACKENDS}, got {self.backend!r}"
+                f"`{CONFIG_FIELD}.backend` must be one of {ATTENTION_BACKENDS}, "
+                f"got {self.backend!r}"
             )
 
     @property

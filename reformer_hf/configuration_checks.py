@@ -153,7 +153,7 @@ def check_sizes(config: Any) -> None:
     least = 1 if config.attention_pattern == "window" else 0
     for name in ("lsh_num_chunks_before", "local_num_chunks_before"):
         integer(config, name, least)
-    for name in ("chunk_size_feed_forward", "chunk_size_lm_head"):
+    for name in ("chunk_size_feed_forward", "chunk_size_lm_head", "sink_tokens"):
         integer(config, name, 0)
     for name in ("lsh_num_chunks_after", "local_num_chunks_after", "hash_seed"):
         integer(config, name, 0, optional=True)
@@ -192,6 +192,24 @@ def check_attention(config: Any, name: str) -> None:
     unknown = [kind for kind in kinds if kind not in ATTENTION_KINDS]
     if unknown:
         raise ValueError(f"`{name}` must hold only {list(ATTENTION_KINDS)}, got {unknown[0]!r}")
+    if "hybrid" in kinds:
+        _check_hybrid(config)
+
+
+def _check_hybrid(config: Any) -> None:
+    """What hybrid layers need of fields that other kinds share."""
+    for name, needed in (("attention_pattern", "window"), ("hash_family", "angular")):
+        if getattr(config, name) != needed:
+            raise ValueError(
+                f"`{name}` must be {needed!r} with 'hybrid' layers, got {getattr(config, name)!r}"
+            )
+    for kind in ("lsh", "local"):
+        before, after = (getattr(config, f"{kind}_num_chunks_{x}") for x in ("before", "after"))
+        if after not in (None, before):
+            raise ValueError(
+                f"`{kind}_num_chunks_after` must be None or {before}, as before, with 'hybrid' "
+                f"layers, got {after!r}"
+            )
 
 
 def check_positions(config: Any) -> None:

@@ -55,7 +55,9 @@ class ReformerConfig(PreTrainedConfig):
         vocab_size (`int`, defaults to 320): tokens of the vocabulary.
         hidden_size (`int`, defaults to 256): width of the residual streams.
         attn_layers (`list[str]`, defaults to three times `["local", "lsh"]`): the kind of attention
-            of every layer: `"lsh"`, `"local"` or `"full"`, freely mixed.
+            of every layer, freely mixed: `"lsh"`, `"local"`, `"full"`, or `"hybrid"`, which sees
+            the first tokens, the local window and the LSH windows of all rounds in one softmax,
+            with keys of its own.
         num_attention_heads (`int`, defaults to 4): heads.
         attention_head_size (`int`, defaults to 64): size of one head; heads times size need not be
             `hidden_size`.
@@ -63,8 +65,8 @@ class ReformerConfig(PreTrainedConfig):
         hidden_act (`str`, defaults to `"gelu"`): activation of the feed-forward layers.
         hidden_dropout_prob (`float`, defaults to 0.05): dropout of embeddings and sub-layers.
         lsh_attention_probs_dropout_prob, local_attention_probs_dropout_prob,
-            full_attention_probs_dropout_prob (`float`, default to 0.0): dropout of the attention
-            weights of each kind.
+            full_attention_probs_dropout_prob, hybrid_attention_probs_dropout_prob (`float`, default
+            to 0.0): dropout of the attention weights of each kind.
         max_position_embeddings (`int`, defaults to 65536): longest sequence, in tokens.
         axial_pos_embds (`bool`, defaults to `True`): factorised position embeddings; `False`: one
             vector per position.
@@ -88,6 +90,7 @@ class ReformerConfig(PreTrainedConfig):
             back a token sees.
         lsh_num_chunks_after, local_num_chunks_after (`int`, *optional*): how many chunk lengths
             ahead. Unset: 0 in causal models, else the same as before.
+        sink_tokens (`int`, defaults to 4): first tokens that every token sees in `"hybrid"` layers.
         count_duplicates (`bool`, defaults to `True`): a pair that several rounds find counts once
             for each; `False`: once (the paper's equation, which converges to full attention).
         attention_backend (`str`, defaults to `"auto"`): implementation of LSH and local attention.
@@ -142,6 +145,7 @@ class ReformerConfig(PreTrainedConfig):
     lsh_attention_probs_dropout_prob: float = 0.0
     local_attention_probs_dropout_prob: float = 0.0
     full_attention_probs_dropout_prob: float = 0.0
+    hybrid_attention_probs_dropout_prob: float = 0.0
     max_position_embeddings: int = 65536
     axial_pos_embds: bool = True
     axial_pos_shape: list[int] | tuple[int, ...] | None = None
@@ -159,6 +163,7 @@ class ReformerConfig(PreTrainedConfig):
     local_attn_chunk_length: int = 64
     local_num_chunks_before: int = 1
     local_num_chunks_after: int | None = None
+    sink_tokens: int = 4
     count_duplicates: bool = True
     attention_backend: str = "auto"
     head_merge: str = "concat"

@@ -297,6 +297,22 @@ def test_every_field_survives_a_file(config_class: type[ReformerConfig], tmp_pat
             assert getattr(loaded, name) == value, name
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"attention_pattern": "chunk"}, "`attention_pattern` must be 'window' with 'hybrid'"),
+        ({"hash_family": "random"}, "`hash_family` must be 'angular' with 'hybrid'"),
+        ({"lsh_num_chunks_after": 0}, "`lsh_num_chunks_after` must be None or 1"),
+        ({"local_num_chunks_after": 2}, "`local_num_chunks_after` must be None or 1"),
+        ({"sink_tokens": -1}, "`sink_tokens` must be an integer of at least 0, got -1"),
+    ],
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
+)
+def test_what_hybrid_layers_cannot_do_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ReformerConfig(attn_layers=["local", "hybrid"], **fields)
+
+
 @CLASSES
 def test_tuples_and_lists_are_the_same_configuration(config_class: type[ReformerConfig]) -> None:
     tuples = config_class(attn_layers=("lsh", "local"), axial_pos_shape=(256, 256))

@@ -50,7 +50,7 @@ def test_activations_grow_with_depth_where_they_are_stored():
     assert deep.streams == 12 * shallow.streams
 
 
-@pytest.mark.parametrize("kind", ["lsh", "local", "full"])
+@pytest.mark.parametrize("kind", ["lsh", "local", "full", "hybrid"])
 def test_activations_are_linear_in_the_length(kind):
     config = config_of(attn_layers=[kind] * 2)
     once, twice = (estimate_memory(config, 1, length) for length in (32768, 65536))

@@ -33,11 +33,22 @@ class FullCacheLayer(TokenCacheLayer):
             return F.scaled_dot_product_attention(
                 query, keys, values, attn_mask=mask, dropout_p=dropout
             )
-        _, held_mask, (keys, values) = self.read_last(None, "keys", "values")
+        keys, values, real = self.read_with(key, value)
+        return self._attend_all(query, keys, values, real, dropout)
+
+    def read_with(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Stored keys and values and the new ones ``[B, H, n, D]`` behind them, and which are real.
+
+        The new ones are stored.
+
+        Returns:
+            ``[B, H, past + n, D]`` twice, and ``[B, past + n]`` bool.
+        """
+        _, held, (keys, values) = self.read_last(None, "keys", "values")
+        real = self.with_coming(held)
         keys, values = torch.cat((keys, key), dim=2), torch.cat((values, value), dim=2)
-        out = self._attend_all(query, keys, values, self.with_coming(held_mask), dropout)
         self.store(key, value)
-        return out
+        return keys, values, real
 
     def _attend_all(
         self, query: Tensor, keys: Tensor, values: Tensor, real: Tensor, dropout: float

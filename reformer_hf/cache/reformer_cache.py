@@ -32,6 +32,7 @@ _FIELDS = (
     "lsh_num_chunks_before",
     "local_attn_chunk_length",
     "local_num_chunks_before",
+    "sink_tokens",
 )
 
 Layer = TypeVar("Layer", bound=TokenCacheLayer)
@@ -46,6 +47,15 @@ def _kinds(config: ReformerConfig) -> list[str]:
 def _signature(config: ReformerConfig) -> dict[str, Any]:
     fields = {name: getattr(config, name) for name in _FIELDS}
     return {"layers": _kinds(config), **fields}
+
+
+def _check_forgetting(config: ReformerConfig, name: str, value: int) -> None:
+    """Hybrid layers see the first tokens, and hash by them, for as long as there are later ones."""
+    if "hybrid" in _kinds(config):
+        raise ValueError(
+            f"`{name}` must not be used with 'hybrid' layers, whose first tokens are needed "
+            f"forever, got {value}"
+        )
 
 
 def _expect(kinds: tuple[type[Layer], ...], layer: TokenCacheLayer, index: int) -> Layer:
@@ -79,7 +89,8 @@ class ReformerCache(Cache):
             are close to what a pass over the whole sequence computes, and not equal to it.
 
     Raises:
-        ValueError: a number that is not positive, or a pattern that no cache can serve exactly.
+        ValueError: a number that is not positive, a pattern that no cache can serve exactly, or
+            ``max_tokens`` with hybrid layers, which need the first tokens.
 
     Example:
         >>> import torch
@@ -125,6 +136,8 @@ class ReformerCache(Cache):
             raise ValueError(f"`planned_lengths` must be positive, got {planned_lengths}")
         if max_tokens is not None and max_tokens < 1:
             raise ValueError(f"`max_tokens` must be positive, got {max_tokens}")
+        if max_tokens is not None:
+            _check_forgetting(config, "max_tokens", max_tokens)
         self.config = config
         self.timeline = Timeline(max_tokens)
         self._given_plan = planned_lengths
@@ -137,7 +150,7 @@ class ReformerCache(Cache):
         config, chunked = self.config, self.config.attention_pattern == "chunk"
         if kind == "lsh":
             return ChunkLSHCacheLayer(self.timeline) if chunked else LSHCacheLayer(self.timeline)
-        if kind == "full":
+        if kind in ("full", "hybrid"):
             return FullCacheLayer(self.timeline)
         if chunked:
             return ChunkLocalCacheLayer(self.timeline)
@@ -154,7 +167,7 @@ class ReformerCache(Cache):
         return _expect((LocalCacheLayer, ChunkLocalCacheLayer), self.layers[index], index)
 
     def full_layer(self, index: int) -> FullCacheLayer:
-        """What a layer with full attention keeps."""
+        """What a layer keeps that reads all tokens: with full or hybrid attention."""
         return _expect((FullCacheLayer,), self.layers[index], index)
 
     # ---- calls ----
@@ -276,10 +289,11 @@ class ReformerCache(Cache):
         """Forget all but the last ``keep`` tokens of every row, now.
 
         Raises:
-            ValueError: a negative number.
+            ValueError: a negative number, or a model with hybrid layers.
         """
         if keep < 0:
             raise ValueError(f"`keep` must not be negative, got {keep}")
+        _check_forgetting(self.config, "keep", keep)
         self.timeline.evict(keep)
 
     def activate_past_recording(self) -> None:

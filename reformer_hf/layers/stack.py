@@ -20,6 +20,7 @@ from reformer_hf.layers.context import ForwardContext
 from reformer_hf.layers.feed_forward import FeedForward
 from reformer_hf.layers.footprint import Footprint, PassShape
 from reformer_hf.layers.full_attention import CrossAttention, FullSelfAttention
+from reformer_hf.layers.hybrid_self_attention import HybridSelfAttention
 from reformer_hf.layers.kept_activations import choose_kept, room_to_keep
 from reformer_hf.layers.local_self_attention import LocalSelfAttention
 from reformer_hf.layers.lsh_self_attention import LSHSelfAttention
@@ -40,6 +41,7 @@ _SELF_ATTENTION: dict[str, type[SelfAttention]] = {
     "lsh": LSHSelfAttention,
     "local": LocalSelfAttention,
     "full": FullSelfAttention,
+    "hybrid": HybridSelfAttention,
 }
 
 
@@ -48,7 +50,7 @@ class ReformerLayer(nn.Module):
 
     Args:
         config: the model's configuration.
-        kind: ``"lsh"``, ``"local"`` or ``"full"``.
+        kind: ``"lsh"``, ``"local"``, ``"full"`` or ``"hybrid"``.
         layer_index: index in the stack.
         causal: tokens do not see later tokens.
         decoder: the layer also attends to an encoder's output.

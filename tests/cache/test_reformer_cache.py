@@ -377,6 +377,14 @@ def test_impossible_caches_are_refused(options: dict[str, Any], message: str) ->
         ReformerCache(built().config, **options)
 
 
+def test_hybrid_layers_need_the_first_tokens_forever() -> None:
+    config = ReformerConfig(attn_layers=["hybrid", "lsh"])
+    with pytest.raises(ValueError, match="`max_tokens` must not be used with 'hybrid' layers"):
+        ReformerCache(config, max_tokens=50)
+    with pytest.raises(ValueError, match="`keep` must not be used with 'hybrid' layers"):
+        ReformerCache(config).evict(50)
+
+
 def test_a_cache_needs_a_configuration_and_the_window_pattern() -> None:
     with pytest.raises(ValueError, match="must be a ReformerConfig, got a str"):
         ReformerCache("reformer")  # type: ignore[arg-type]

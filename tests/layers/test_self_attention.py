@@ -1,4 +1,4 @@
-"""The three kinds of self-attention: output is weights times values, and windows are as stated."""
+"""The kinds of self-attention: output is weights times values, and windows are as stated."""
 
 from __future__ import annotations
 
@@ -12,15 +12,20 @@ from torch import Tensor
 from reformer_hf import ReformerConfig
 from reformer_hf.layers.context import ForwardContext
 from reformer_hf.layers.full_attention import FullSelfAttention
+from reformer_hf.layers.hybrid_self_attention import HybridSelfAttention
 from reformer_hf.layers.local_self_attention import LocalSelfAttention
 from reformer_hf.layers.lsh_self_attention import LSHSelfAttention
 from reformer_hf.layers.self_attention import SelfAttention
 from reformer_hf.ops.padding import Padding
 
 LENGTH = 50
-KINDS = pytest.mark.parametrize(
-    "kind", [LSHSelfAttention, LocalSelfAttention, FullSelfAttention], ids=["lsh", "local", "full"]
-)
+CLASSES: dict[str, type[SelfAttention]] = {
+    "lsh": LSHSelfAttention,
+    "local": LocalSelfAttention,
+    "full": FullSelfAttention,
+    "hybrid": HybridSelfAttention,
+}
+KINDS = pytest.mark.parametrize("kind", list(CLASSES.values()), ids=list(CLASSES))
 CAUSAL = pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
 
 
@@ -100,11 +105,29 @@ def test_lsh_layers_see_no_more_than_rounds_times_window() -> None:
     assert not (itself * (visible > 1)).any()
 
 
-def test_rounds_and_buckets_of_a_call_take_precedence() -> None:
-    layer = layer_of(LSHSelfAttention, causal=True, num_hashes=1, num_buckets=2)
+def test_hybrid_layers_see_sinks_and_local_window_and_more_with_every_round() -> None:
+    layer = layer_of(HybridSelfAttention, causal=True, sink_tokens=2, num_buckets=[2, 2])
+    heads = heads_of(layer, torch.randn(1, LENGTH, 24))
+    position = torch.arange(LENGTH)
+    distance = position.unsqueeze(1) - position
+    always = (distance >= 0) & ((distance <= 8) | (position < 2))
+    seen = always.sum(-1)
+    for rounds in (1, 4):
+        context = ForwardContext(None, hash_seed=1, dropout_seed=0, num_hashes=rounds)
+        visible = layer.weights(context, *heads) > 0
+        assert visible[:, :, always].all()
+        before, seen = seen, visible.sum(-1)
+        assert (seen >= always.sum(-1)).all()
+        assert seen.sum() > before.expand_as(seen).sum()
+        assert int((seen - always.sum(-1)).max()) <= 8 * rounds
+
+
+@pytest.mark.parametrize("kind", [LSHSelfAttention, HybridSelfAttention], ids=["lsh", "hybrid"])
+def test_rounds_and_buckets_of_a_call_take_precedence(kind: type[SelfAttention]) -> None:
+    layer = layer_of(kind, causal=True, num_hashes=1, num_buckets=2)
     heads = heads_of(layer, torch.randn(1, LENGTH, 24))
     context = ForwardContext(None, hash_seed=1, dropout_seed=0, num_hashes=4, num_buckets=8)
-    other = layer_of(LSHSelfAttention, causal=True, num_hashes=4, num_buckets=8)
+    other = layer_of(kind, causal=True, num_hashes=4, num_buckets=8)
     expected = other.attend(ForwardContext(None, hash_seed=1, dropout_seed=0), *heads)
     assert torch.equal(layer.attend(context, *heads), expected)
 
@@ -132,11 +155,10 @@ def test_weights_are_returned_when_asked_for(kind: type[SelfAttention], rows: li
     assert torch.allclose(out, plain, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["lsh", "local", "full"])
+@pytest.mark.parametrize("kind", list(CLASSES))
 def test_attention_dropout_is_replayed_by_its_seed_and_off_in_evaluation(kind: str) -> None:
-    classes = {"lsh": LSHSelfAttention, "local": LocalSelfAttention, "full": FullSelfAttention}
     options = {f"{kind}_attention_probs_dropout_prob": 0.5, "hidden_dropout_prob": 0.0}
-    layer = layer_of(classes[kind], causal=True, **options)
+    layer = layer_of(CLASSES[kind], causal=True, **options)
     heads = heads_of(layer, torch.randn(1, LENGTH, 24))
 
     def attend(seed: int) -> Tensor:

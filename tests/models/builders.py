@@ -45,12 +45,13 @@ ALL_DROPOUTS: dict[str, Any] = {
     "lsh_attention_probs_dropout_prob": 0.1,
     "local_attention_probs_dropout_prob": 0.1,
     "full_attention_probs_dropout_prob": 0.1,
+    "hybrid_attention_probs_dropout_prob": 0.1,
 }
 LAYER_MIXES: tuple[tuple[str, ...], ...] = (
     ("lsh", "lsh"),
     ("local", "local"),
     ("full", "full"),
-    ("full", "lsh", "local"),
+    ("full", "lsh", "hybrid", "local"),
 )
 
 

@@ -77,7 +77,7 @@ def test_the_plain_path_is_what_grows_with_depth() -> None:
     assert plain > 2 * reversible
 
 
-@pytest.mark.parametrize("mix", ["lsh", "local", "full"])
+@pytest.mark.parametrize("mix", ["lsh", "local", "full", "hybrid"])
 def test_peak_memory_is_linear_in_length(mix: str) -> None:
     head = HEAD_OF["causal_lm"]
     # Long enough that buffers of a fixed size do not matter.

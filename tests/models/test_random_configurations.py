@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
 from reformer_hf import ReformerPreTrainedModel
+from reformer_hf.choices import ATTENTION_KINDS
 from tests.models.builders import HEADS, NUM_LABELS, VOCAB, Batch, Head, train_step
 
 # Some of the values are impossible, alone or together.
@@ -28,7 +29,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "num_attention_heads": st.sampled_from([1, 2, 3, 5]),
     "attention_head_size": st.sampled_from([1, 4, 7, 16]),
     "feed_forward_size": st.sampled_from([1, 5, 32]),
-    "attn_layers": st.lists(st.sampled_from(["lsh", "local", "full"]), min_size=0, max_size=4),
+    "attn_layers": st.lists(st.sampled_from(ATTENTION_KINDS), min_size=0, max_size=4),
     "max_position_embeddings": st.sampled_from([1, 5, 64, 100, 1000]),
     "axial_pos_embds": st.booleans(),
     "axial_pos_shape": st.sampled_from([None, [4, 16], [100], [5, 5, 5], [1000, 1]]),
@@ -57,6 +58,8 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "lsh_attention_probs_dropout_prob": st.sampled_from([0.0, 0.3]),
     "local_attention_probs_dropout_prob": st.sampled_from([0.0, 0.3]),
     "full_attention_probs_dropout_prob": st.sampled_from([0.0, 0.3]),
+    "hybrid_attention_probs_dropout_prob": st.sampled_from([0.0, 0.3]),
+    "sink_tokens": st.sampled_from([0, 1, 4, 100]),
     "tie_word_embeddings": st.booleans(),
     "classifier_pooling": st.sampled_from(["mean", "first"]),
 }

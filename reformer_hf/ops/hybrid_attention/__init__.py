@@ -20,7 +20,7 @@ from reformer_hf.ops.hybrid_attention import operators, reference, torch_backend
 from reformer_hf.ops.hybrid_attention.call import HybridCall
 from reformer_hf.ops.hybrid_attention.window import HybridWindow
 
-__all__ = ["BACKENDS", "HybridWindow", "hybrid_attention"]
+__all__ = ["BACKENDS", "HybridWindow", "hybrid_attention", "hybrid_attention_weights"]
 
 
 @dataclass(frozen=True)
@@ -121,3 +121,32 @@ def hybrid_attention(
     if reason is not None:
         raise ValueError(f"`backend` {name!r} cannot serve this call: {reason}")
     return BACKENDS[name].run(call)
+
+
+def hybrid_attention_weights(
+    query: Tensor,
+    key: Tensor,
+    window: HybridWindow,
+    *,
+    real: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """The weights of :func:`hybrid_attention`, ``[B, H, M, N]``, after dropout; dense.
+
+    Args:
+        query, key, window, real, scale: as there.
+
+    Returns:
+        ``exp(S_ij - lse_i)`` where ``i`` sees ``j``, else 0, in fp32 (fp64 for fp64 inputs).
+
+    Raises:
+        ValueError: as there, or more tokens than matrices are formed for.
+    """
+    _check(query, key, key, real)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    call = HybridCall(query, key, key, real, window, scale)
+    reason = reference.unsupported(call)
+    if reason is not None:
+        raise ValueError(f"attention weights cannot be formed: {reason}")
+    with torch.autocast(query.device.type, enabled=False):
+        return reference.attention_weights(call)

@@ -59,8 +59,8 @@ def visible_keys(call: HybridCall) -> Tensor:
     return seen
 
 
-def _attend(call: HybridCall) -> tuple[Tensor, Tensor]:
-    """Output and ``lse`` of a call without padding."""
+def _weights(call: HybridCall) -> tuple[Tensor, Tensor]:
+    """Weights ``[B, H, M, N]``, after dropout, and ``lse`` of a call without padding."""
     query, groups = call.query, call.key.shape[1]
     batch, heads, queries, _ = query.shape
     grouped = query.unflatten(1, (groups, -1))
@@ -80,8 +80,28 @@ def _attend(call: HybridCall) -> tuple[Tensor, Tensor]:
         )
         keep = keep_mask(codes.unsqueeze(-1), key_codes(window.dropout_seed, key), window.dropout)
         weights = weights * keep / (1.0 - window.dropout)
-    out = torch.matmul(weights.to(call.value.dtype), call.value.unsqueeze(2))
-    return out.flatten(1, 2), lse.squeeze(-1).flatten(1, 2).detach()
+    return weights.flatten(1, 2), lse.squeeze(-1).flatten(1, 2).detach()
+
+
+def _attend(call: HybridCall) -> tuple[Tensor, Tensor]:
+    """Output and ``lse`` of a call without padding."""
+    weights, lse = _weights(call)
+    weights = weights.to(call.value.dtype).unflatten(1, (call.key.shape[1], -1))
+    return torch.matmul(weights, call.value.unsqueeze(2)).flatten(1, 2), lse
+
+
+def attention_weights(call: HybridCall) -> Tensor:
+    """The weights of all pairs, ``[B, H, M, N]``, zero for padding and for what is not seen."""
+    if call.real is None:
+        return _weights(call)[0]
+    (batch, heads, queries, _), length = call.query.shape, call.key.shape[2]
+    weights = widen(call.query.new_zeros((batch, heads, queries, length)))
+    for row, own in rows(call):
+        by_query = weights[row.row, :, row.queries]
+        wide = torch.zeros_like(by_query)
+        wide[..., row.keys] = _weights(own)[0][0]
+        weights[row.row, :, row.queries] = wide
+    return weights
 
 
 def run(call: HybridCall) -> tuple[Tensor, Tensor]:

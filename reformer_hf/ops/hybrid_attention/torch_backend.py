@@ -57,6 +57,21 @@ def unsupported(call: HybridCall) -> str | None:
     return None
 
 
+def bytes_at_work(length: int, head_size: int, group: int = 1) -> int:
+    """About as many bytes as a backward pass in fp32 forms at a time, beside its results.
+
+    Args:
+        length: tokens, ``N``.
+        head_size: ``D``.
+        group: query heads of a key-value head, ``G``.
+    """
+    # Of one slice: queries, gradients and what is merged, by slot; keys, values and their
+    # gradients, in the order of the sequence and sorted.
+    lines = 4 * (6 * group + 8) * length * head_size
+    # Scores, distances of places, weights and their gradients.
+    return lines + 5 * 4 * SCORE_ELEMENTS
+
+
 @dataclass(frozen=True)
 class _Round:
     """One round of one level, in one direction.

@@ -74,13 +74,13 @@ def hash_queries_and_keys(
         ``[B, Hkv, R, H / Hkv, M]`` and ``[B, Hkv, R, level.stop]`` int64; sinks, which no round
         looks up, stand in the bucket ``nb`` of their own.
     """
-    batch, heads, length, size = query.shape
     groups = key.shape[1]
     drawn = _projections(key, window, level.num_buckets, head, num_heads or groups)
-    stacked = query.reshape(batch, groups, -1, size)
-    query_buckets = apply_projections(stacked, drawn)
+    # One head of every group at a time, so that no queries are copied.
+    by_group = query.unflatten(1, (groups, -1)).unbind(dim=2)
+    query_buckets = torch.stack([apply_projections(x, drawn) for x in by_group], dim=3)
     key_buckets = apply_projections(key.float() - centre, drawn)
     if window.sink_tokens:
         key_buckets = key_buckets.clone()
         key_buckets[..., : window.sink_tokens] = level.num_buckets
-    return query_buckets.unflatten(-1, (heads // groups, length)), key_buckets
+    return query_buckets, key_buckets

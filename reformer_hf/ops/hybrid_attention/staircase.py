@@ -31,7 +31,6 @@ class Places:
 
     Attributes:
         key_order: ``[R, N]`` int64, the key at every rank.
-        key_rank: ``[R, N]`` int64, its inverse.
         cursor: ``[R, Q]`` int64, keys in front of a query's place.
         key_place: ``[R, N]``, spaced rank of a key, in the dtype of scores.
         query_place: ``[R, Q]``, likewise of a query, less ``(W - 1) / 2``: a query sees a key iff
@@ -40,7 +39,6 @@ class Places:
     """
 
     key_order: Tensor
-    key_rank: Tensor
     cursor: Tensor
     key_place: Tensor
     query_place: Tensor
@@ -107,10 +105,8 @@ def find_places(
     query_place = cursor - 1 + reach * query_buckets
     if dtype == torch.float32 and length + reach * (int(key_buckets.max()) + 1) >= 1 << 23:
         dtype = torch.float64
-    middle = (reach - 1) / 2
-    return Places(
-        key_order, key_rank, cursor, key_place.to(dtype), query_place.to(dtype) - middle, reach
-    )
+    query_place = query_place.to(dtype) - (reach - 1) / 2
+    return Places(key_order, cursor, key_place.to(dtype), query_place, reach)
 
 
 @dataclass(frozen=True)

@@ -373,14 +373,15 @@ class _Slice:
     def _round_backward(self, turn: _Round, grads: _SliceGradients) -> None:
         """Add what one round gives to the gradients, in place."""
         stairs, scratch = turn.stairs, self.scratch
-        slots, size = stairs.query_of_slot.shape[0], self.key.shape[-1]
+        size = self.key.shape[-1]
         keys = scratch.gather("sorted keys", self.key, stairs.key_of_slot)
         values = scratch.gather("sorted values", self.value, stairs.key_of_slot)
-        grad_query = scratch.take("grad_query", (slots, size), self.wide)
         grad_key = scratch.take("grad_key", keys.shape, self.wide).zero_()
         grad_value = scratch.take("grad_value", values.shape, self.wide).zero_()
         query_slots = turn.slots[stairs.query_of_slot]
-        lse, delta = grads.lse[query_slots], grads.delta[query_slots]
+        # Slots without a query hold query 0: what they add to its gradient is zero.
+        lse = grads.lse[query_slots].masked_fill_(~stairs.filled, math.inf)
+        delta = grads.delta[query_slots]
         for tiles in self._tile_blocks(stairs):
             own = slice(tiles.start * TILE, tiles.stop * TILE)
             first = stairs.block_of_tile[tiles]
@@ -401,14 +402,14 @@ class _Slice:
                 grad_value, scratch.bmm("spread", kept.transpose(1, 2), outs), turn, first
             )
             grad_scores = grad_weights.sub_(delta[own].view(-1, TILE, 1)).mul_(weights)
-            torch.bmm(grad_scores, key, out=grad_query[own].view(-1, TILE, size))
+            grad_query = scratch.bmm("grad_query", grad_scores, key)
+            grads.query.index_add_(0, query_slots[own], grad_query.view(-1, size))
             spread = scratch.bmm("spread", grad_scores.transpose(1, 2), query)
             self._spread_(grad_key, spread, turn, first)
-        grads.query.index_add_(0, turn.slots, grad_query[stairs.slot_of_query])
-        length = turn.places.key_rank.shape[-1]
-        slot_of_key = turn.places.key_rank[turn.index] + stairs.lookback * stairs.block
-        grads.key[:length] += scratch.gather("part", grad_key, slot_of_key)
-        grads.value[:length] += scratch.gather("part", grad_value, slot_of_key)
+        order = turn.places.key_order[turn.index]
+        held = slice(stairs.lookback * stairs.block, None)
+        grads.key.index_add_(0, order, grad_key[held][: order.shape[0]])
+        grads.value.index_add_(0, order, grad_value[held][: order.shape[0]])
 
     @staticmethod
     def _spread_(total: Tensor, tiles: Tensor, turn: _Round, first: Tensor) -> None:
@@ -499,9 +500,9 @@ def backward(call: HybridCall, grad_out: Tensor, out: Tensor, lse: Tensor) -> Gr
     def run(call: HybridCall, grad_out: Tensor, out: Tensor, lse: Tensor) -> Gradients:
         query, key, value = (empty_output(x, x) for x in (call.query, call.key, call.value))
         for own in _slices(call, scratch):
-            at = own.row, own.heads
-            found = own.backward(grad_out[at], out[at], lse[at])
-            query[at], key[own.row, own.head], value[own.row, own.head] = found
+            at, held = (own.row, own.heads), (own.row, own.head)
+            # Not under a name, or it would lie beside what the next slice works with.
+            query[at], key[held], value[held] = own.backward(grad_out[at], out[at], lse[at])
         return query, key, value
 
     return backward_by_row(call, grad_out, out, lse, run)

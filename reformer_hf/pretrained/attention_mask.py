@@ -179,7 +179,10 @@ def reformer_mask(
         _refuse_if_unserved(config)
     kind = kind_of(mask_function)
     aligned = not isinstance(q_offset, Tensor) and q_offset + q_length == kv_offset + kv_length
-    if q_length > 1 and kv_length > settings.longest_dense and not torch.compiler.is_compiling():
+    # A single query is a decoding step.
+    may_be_sparse = q_length > 1 or (settings.sparse_decoding and kind == MaskKind(True))
+    may_be_sparse = may_be_sparse and kv_length > settings.longest_dense
+    if may_be_sparse and not torch.compiler.is_compiling():
         device = kwargs.get("device") or (None if attention_mask is None else attention_mask.device)
         real = _real(attention_mask, batch_size, kv_length, kv_offset, device)
         # Only what a window can forget may be missing in front, and it counts slots, not tokens.

@@ -179,6 +179,13 @@ class SummarizationArguments(DataTrainingArguments):
     no_repeat_ngram_size: int = option("Generate no sequence of so many tokens twice; 0: off.", 0)
     ignore_pad_token_for_loss: bool = option("Leave padding out of the loss.", True)
     source_prefix: str = option("Text to put in front of every document.", "")
+    prompt_template: str = option(
+        "What a causal language model is given: text with {document} in it.",
+        "{document}\n\nSummary:\n",
+    )
+    chat_prompt: bool = option(
+        "Put the prompt into the chat template of the tokenizer, as what a user says.", False
+    )
     forced_bos_token: str | None = option("First token of every summary (multilingual models).")
     rouge_stemmer: bool = option("Compare English word stems, as many papers do.", False)
 

@@ -323,7 +323,9 @@ class Task:
         source = arguments.model_name_or_path
         if source is None:
             model = self.auto_class.from_config(
-                config, trust_remote_code=arguments.trust_remote_code
+                config,
+                trust_remote_code=arguments.trust_remote_code,
+                attn_implementation=arguments.attn_implementation,
             )
             size = count_in_words(model.num_parameters())
             logger.info("A new %s with %s parameters", type(model).__name__, size)

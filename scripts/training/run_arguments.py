@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 # The Hub is not sent what begins with an underscore: there are paths of this machine in it.
 _FILE = "_run_arguments.json"
+# No part of a saved configuration, so that a run that goes on has to be told.
+_ATTENTION = "attn_implementation"
 _OF_THE_MODEL = (
     "model_name_or_path",
     "config_name",
@@ -28,6 +30,7 @@ _OF_THE_MODEL = (
     "config_overrides",
     "tokenizer_name",
     "vocab_size",
+    _ATTENTION,
 )
 _OF_THE_OPTIMIZER = (
     "learning_rate",
@@ -76,6 +79,9 @@ def keep_model(begun: Mapping[str, Any], model: ModelArguments, source: Path) ->
     for name, value in given.items():
         if _comparable(name, value) != _comparable(name, begun.get(name)):
             raise _differs(name, begun.get(name), value, source)
+    if model.attn_implementation is None and begun.get(_ATTENTION):
+        logger.info("%s: %s, with which the run began", _ATTENTION, begun[_ATTENTION])
+        model.attn_implementation = begun[_ATTENTION]
 
 
 def keep_optimizer(begun: Mapping[str, Any], training: TrainingArguments, source: Path) -> None:

@@ -1,14 +1,18 @@
-"""What is particular to summarization: pairs of texts, an encoder-decoder, generation settings."""
+"""What is particular to summarization: pairs of texts, two kinds of models, generation settings."""
 
 import functools
 import itertools
 import logging
 import platform
+from collections import ChainMap
+from dataclasses import replace
 from typing import Any
 
 from datasets import Dataset
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     PretrainedConfig,
     PreTrainedModel,
@@ -17,6 +21,7 @@ from transformers import (
 )
 
 from training.arguments import ModelArguments, SummarizationArguments
+from training.causal_summarization import Prompt
 from training.data import (
     beginnings,
     load_splits,
@@ -27,16 +32,20 @@ from training.data import (
     tokenize,
 )
 from training.models import Task, load_tokenizer, new_config
+from training.scoring import IGNORED_LABEL
 from training.stdlib_corpus import stdlib_splits
 
 logger = logging.getLogger(__name__)
 
 SUMMARIZATION = Task(
-    "summarization (sequence to sequence)",
+    "summarization (sequence to sequence, or causal language model)",
     AutoModelForSeq2SeqLM,
-    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    ChainMap(MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING),
     "max_source_length",
 )
+CAUSAL_SUMMARIZATION = replace(SUMMARIZATION, auto_class=AutoModelForCausalLM)
+# Where a model's configuration says how it is asked for a summary.
+HABITS = "summarization"
 # What `load_pairs` reads when no data are named.
 DEFAULT_DATA = (
     f"Python {platform.python_version()} standard library: source code of modules and classes,"
@@ -63,6 +72,61 @@ def load_pairs(
         found = required_split(raw, split, argument)
         pairs[split] = select_pairs(found, summarization_columns(data, found), limit)
     return pairs
+
+
+def keep_habits(model: PreTrainedModel, data: SummarizationArguments) -> None:
+    """Store in the configuration how the model is asked, for `summarize.py`."""
+    names = ["source_prefix", "max_source_length"]
+    if is_causal(model.config):
+        names += ["prompt_template", "chat_prompt"]
+    setattr(model.config, HABITS, {name: getattr(data, name) for name in names})
+
+
+def is_causal(config: PretrainedConfig | None) -> bool:
+    """Whether a model is a causal language model, and no encoder-decoder."""
+    return config is not None and (
+        type(config) not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+        and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    )
+
+
+def encode_prompts(
+    pairs: dict[str, Dataset],
+    tokenizer: PreTrainedTokenizerBase,
+    data: SummarizationArguments,
+    training: TrainingArguments,
+) -> dict[str, Dataset]:
+    """Prompts with their summaries behind them, for a causal model; labels are the summaries.
+
+    Raises:
+        ValueError: the prompt does not fit the model or the length, or a summary has no end.
+    """
+    prompt = Prompt.from_template(tokenizer, data.prompt_template, chat=data.chat_prompt)
+    room = prompt.room(data.max_source_length)
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise ValueError("tokenizer_name: expected a tokenizer with an eos_token, got one without")
+
+    def encode(rows: dict[str, list[Any]], target_length: int) -> dict[str, Any]:
+        documents = [data.source_prefix + document for document in rows["document"]]
+        # One token more than there is room for shows which documents are cut.
+        cut = {"truncation": True, "add_special_tokens": False}
+        texts = beginnings(tokenizer, documents, room + 1)
+        inputs = tokenizer(texts, max_length=room + 1, **cut)["input_ids"]
+        summaries = tokenizer(rows["summary"], max_length=target_length - 1, **cut)["input_ids"]
+        found: dict[str, list[Any]] = {"input_ids": [], "labels": []}
+        for document, summary in zip(inputs, summaries, strict=True):
+            asked = prompt.around(document, data.max_source_length)
+            found["input_ids"].append([*asked, *summary, end])
+            found["labels"].append([*[IGNORED_LABEL] * len(asked), *summary, end])
+        return found
+
+    found = {}
+    for split, texts in pairs.items():
+        length = data.max_target_length if split == "train" else data.longest_summary
+        encode_split = functools.partial(encode, target_length=length)
+        found[split] = tokenize(texts, encode_split, data, training)
+    return found
 
 
 def encode_pairs(
@@ -104,7 +168,7 @@ def build_summarizer(
     data: SummarizationArguments,
     pairs: dict[str, Dataset],
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    """Tokenizer and seq2seq model: the given ones, or new ones, ready for the lengths.
+    """Tokenizer and model: the given ones, or new ones, ready for the lengths.
 
     Raises:
         ValueError: they cannot be loaded, or the model takes no inputs or targets so long.
@@ -113,18 +177,47 @@ def build_summarizer(
     if "train" in pairs:
         texts = itertools.chain(pairs["train"]["document"], pairs["train"]["summary"])
     tokenizer = load_tokenizer(arguments, checkpoint, texts)
+    causal = is_causal(config)
     config = config or new_config(
         arguments, tokenizer, data.max_source_length, target_length=data.longest_target
     )
-    model = SUMMARIZATION.load_model(arguments, config, tokenizer, data.max_source_length)
-    limit = getattr(model.config, "max_target_positions", None)
-    if limit is not None and data.longest_target > limit:
-        raise ValueError(
-            f"max_target_length: expected at most {limit}, the model's max_target_positions, got"
-            f" {data.longest_target}"
-        )
-    _set_generation_defaults(model, data, tokenizer)
+    if causal:
+        length = data.max_source_length + data.longest_target
+        model = CAUSAL_SUMMARIZATION.load_model(arguments, config, tokenizer, length)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        _set_causal_generation_defaults(model, data, tokenizer)
+    else:
+        model = SUMMARIZATION.load_model(arguments, config, tokenizer, data.max_source_length)
+        limit = getattr(model.config, "max_target_positions", None)
+        if limit is not None and data.longest_target > limit:
+            raise ValueError(
+                f"max_target_length: expected at most {limit}, the model's max_target_positions,"
+                f" got {data.longest_target}"
+            )
+        _set_generation_defaults(model, data, tokenizer)
+    keep_habits(model, data)
     return tokenizer, model
+
+
+def _set_causal_generation_defaults(
+    model: PreTrainedModel, data: SummarizationArguments, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Store in the model how it is to generate, and where its summaries end."""
+    generation = model.generation_config
+    generation.max_length = None
+    generation.max_new_tokens = data.longest_summary
+    generation.num_beams = data.num_beams
+    generation.do_sample = False
+    # What only sampling uses; transformers complains of it.
+    generation.temperature = generation.top_p = generation.top_k = None
+    generation.pad_token_id = tokenizer.pad_token_id
+    generation.eos_token_id = tokenizer.eos_token_id
+    if data.forced_bos_token is not None:
+        raise ValueError(
+            "forced_bos_token: expected none with a causal language model, got"
+            f" {data.forced_bos_token!r}"
+        )
 
 
 def _set_generation_defaults(

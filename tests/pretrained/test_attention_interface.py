@@ -195,6 +195,27 @@ def test_long_generation_starts_from_the_sparse_prefill(llama: LlamaForCausalLM)
         assert torch.equal(text[:, LENGTH], first)
 
 
+@pytest.mark.parametrize("side", [None, "left"], ids=["unpadded", "left padding"])
+def test_sparse_decoding_writes_what_passes_over_all_tokens_would(
+    side: str | None, llama: LlamaForCausalLM, calls: list[HybridWindow]
+) -> None:
+    llama.set_attn_implementation("reformer")
+    sizes = {"local_window": WINDOW, "bucket_window": 8}
+    reformer_hf.configure_attention(llama, **sizes, sparse_decoding=True)
+    mask = padding(side, LENGTH)
+    options = {"max_new_tokens": 12, "do_sample": False, "output_logits": True}
+    options |= {"return_dict_in_generate": True, "pad_token_id": 0, **mask}
+    with_cache = llama.generate(token_ids(LENGTH), **options)
+    # Every step is sparse in both layers.
+    assert len(calls) == 12 * llama.config.num_hidden_layers
+    without = llama.generate(token_ids(LENGTH), **options, use_cache=False)
+    assert torch.equal(with_cache.sequences, without.sequences)
+    for found, expected in zip(with_cache.logits, without.logits, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="sparse_decoding` must be True or False, got 1"):
+        reformer_hf.configure_attention(llama, sparse_decoding=1)
+
+
 def test_a_sliding_window_of_the_model_stays_what_it_is(calls: list[HybridWindow]) -> None:
     from transformers import MistralConfig, MistralForCausalLM
 

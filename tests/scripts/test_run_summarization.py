@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 from huggingface_hub import HfApi, ModelCard
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, CLIPTextConfig, GenerationConfig
 
 import run_summarization
 from reformer_hf import ReformerForConditionalGeneration
@@ -276,12 +276,14 @@ def test_pushing_keeps_the_card_of_the_run(data_files, small_run, tmp_path, monk
     assert "## Limits" in pushed["someone/summarizer"]
 
 
-def test_model_of_another_type_is_refused(data_files, small_run, foreign_checkpoint, capsys):
+def test_model_of_another_type_is_refused(data_files, small_run, tmp_path, capsys):
     arguments = [argument for argument in small_run if argument not in ("--preset", "tiny")]
-    named = ["--model_name_or_path", foreign_checkpoint]
+    config = CLIPTextConfig(vocab_size=300, hidden_size=8, num_attention_heads=1)
+    config.save_pretrained(tmp_path / "clip")
+    named = ["--model_name_or_path", str(tmp_path / "clip")]
     message = refusal([*data_files, *arguments, *named], capsys)
     assert "model_name_or_path: expected a model for summarization" in message
-    assert "'gpt2'" in message
+    assert "'clip_text_model'" in message
 
 
 def test_directory_without_a_model_is_refused(data_files, small_run, tmp_path, capsys):

@@ -8,6 +8,7 @@ them), so that its keys are one contiguous piece of the sequence and no key is g
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,6 +17,39 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 _MIN_TILE, _MAX_TILE = 16, 128
+
+
+@dataclass(frozen=True)
+class HeadVectors:
+    """Vectors ``[G, M, D]`` as one list, without a copy where they lie in memory as they should.
+
+    Attributes:
+        flat: ``[n, D]``.
+        head_step: places from a head to the next.
+        token_step: places from a token to the next.
+        tokens: ``M``.
+    """
+
+    flat: Tensor
+    head_step: int
+    token_step: int
+    tokens: int
+
+    @classmethod
+    def of(cls, x: Tensor) -> HeadVectors:
+        """The list of ``[G, M, D]``."""
+        heads, tokens, size = x.shape
+        if x.stride(2) != 1 or any(s % size for s in (x.stride(0), x.stride(1))):
+            x = x.contiguous()
+        head_step, token_step = x.stride(0) // size, x.stride(1) // size
+        length = (heads - 1) * head_step + (tokens - 1) * token_step + 1
+        flat = x.as_strided((length, size), (size, 1), x.storage_offset())
+        return cls(flat, head_step, token_step, tokens)
+
+    def places(self, numbers: Tensor) -> Tensor:
+        """Where the vectors with the numbers ``g M + m`` stand in the list."""
+        head = numbers.div(self.tokens, rounding_mode="floor")
+        return head * self.head_step + (numbers - head * self.tokens) * self.token_step
 
 
 @dataclass(frozen=True)
@@ -81,10 +115,34 @@ class LocalBand:
     # ---- queries ----
 
     def to_slots(self, x: Tensor, fill: float = 0.0) -> Tensor:
-        """``[G, M, ..]`` as ``[slots, ..]`` (a copy), with ``fill`` in slots without a query."""
-        missing = self.tiles * self.tile - self.queries
-        x = pad(x, (0, 0) * (x.dim() - 2) + (0, missing), value=fill)
-        return x.unflatten(1, (self.tiles, self.tile)).transpose(0, 1).flatten(0, 2)
+        """``[G, M]`` as ``[slots]`` (a copy), with ``fill`` in slots without a query."""
+        x = pad(x, (0, self.tiles * self.tile - self.queries), value=fill)
+        return x.unflatten(1, (self.tiles, self.tile)).transpose(0, 1).flatten()
+
+    def load_tiles(self, x: Tensor, out: Tensor, start: int) -> Tensor:
+        """Vectors ``[G, M, D]`` of the tiles from ``start`` on in ``[T', G C, D]``; 0 elsewhere."""
+        by_head = out.view(out.shape[0], self.group, self.tile, -1).transpose(0, 1)
+        for own, tiles, count in self._pieces(start, out.shape[0]):
+            if count < self.tile:
+                by_head[:, tiles] = 0.0
+            by_head[:, tiles, :count] = x[:, own].unflatten(1, (-1, count))
+        return out
+
+    def store_tiles(self, tiles: Tensor, out: Tensor, start: int) -> None:
+        """The inverse of :meth:`load_tiles`, into ``[G, M, D]``."""
+        by_head = tiles.view(tiles.shape[0], self.group, self.tile, -1).transpose(0, 1)
+        for own, some, count in self._pieces(start, tiles.shape[0]):
+            out[:, own].unflatten(1, (-1, count)).copy_(by_head[:, some, :count])
+
+    def _pieces(self, start: int, tiles: int) -> Iterator[tuple[slice, slice, int]]:
+        """Queries, tiles (from ``start`` on) and queries of a tile: full ones, and a last one."""
+        first, stop = start * self.tile, min((start + tiles) * self.tile, self.queries)
+        full = (stop - first) // self.tile
+        middle = first + full * self.tile
+        if full:
+            yield slice(first, middle), slice(0, full), self.tile
+        if middle < stop:
+            yield slice(middle, stop), slice(full, full + 1), stop - middle
 
     def from_slots(self, x: Tensor) -> Tensor:
         """The inverse of :meth:`to_slots`."""
@@ -97,6 +155,12 @@ class LocalBand:
         own = torch.arange(self.tiles * self.tile, device=self.device) + self.first_query
         return own.view(self.tiles, 1, self.tile).expand(-1, self.group, -1).flatten()
 
+    def numbers_of(self, start: int, stop: int) -> Tensor:
+        """``[G * (stop - start)]`` int64: numbers ``g M + m`` of the same, in the same order."""
+        own = torch.arange(start, stop, device=self.device) - self.first_query
+        head = torch.arange(self.group, device=self.device).unsqueeze(-1) * self.queries
+        return (head + own).flatten()
+
     def slots_of(self, start: int, stop: int) -> Tensor:
         """``[G * (stop - start)]`` int64: slots of the queries at these positions, head by head."""
         own = torch.arange(start, stop, device=self.device) - self.first_query
@@ -106,13 +170,19 @@ class LocalBand:
 
     # ---- keys ----
 
-    def to_blocks(self, x: Tensor) -> Tensor:
-        """``[N, D]`` as ``[blocks * C, D]``: what the tiles need, zeros outside the sequence."""
-        count = (self.tiles + self.before + self.after) * self.tile
-        first = max(0, self.first_key)
-        front = max(0, -self.first_key)
-        own = x[first : min(self.length, self.first_key + count)]
-        return pad(own, (0, 0, front, count - front - own.shape[0]))
+    @property
+    def key_slots(self) -> int:
+        """Slots of all keys that the tiles need, ``blocks * C``."""
+        return (self.tiles + self.before + self.after) * self.tile
+
+    def to_blocks(self, x: Tensor, out: Tensor) -> Tensor:
+        """``[N, D]`` in ``[key slots, D]``: what the tiles need, zeros outside the sequence."""
+        first, front = max(0, self.first_key), max(0, -self.first_key)
+        own = x[first : min(self.length, self.first_key + out.shape[0])]
+        out[:front] = 0
+        out[front : front + own.shape[0]] = own
+        out[front + own.shape[0] :] = 0
+        return out
 
     def add_blocks_(self, total: Tensor, blocks: Tensor) -> None:
         """Add ``[blocks * C, D]`` to ``[N, D]``, in place."""

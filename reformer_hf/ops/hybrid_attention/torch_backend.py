@@ -30,7 +30,7 @@ from reformer_hf.ops.hybrid_attention.call import (
     empty_output,
     forward_by_row,
 )
-from reformer_hf.ops.hybrid_attention.local_band import LocalBand
+from reformer_hf.ops.hybrid_attention.local_band import HeadVectors, LocalBand
 from reformer_hf.ops.hybrid_attention.query_key_hashing import hash_queries_and_keys, key_centre
 from reformer_hf.ops.hybrid_attention.staircase import (
     TILE,
@@ -77,7 +77,8 @@ class _Round:
     """One round of one level, in one direction.
 
     Attributes:
-        slots: ``[Q]`` int64, the slots of the level's queries.
+        slots: ``[Q]`` int64, the slots of the level's queries in the local band.
+        numbers: ``[Q]`` int64, their numbers ``g M + m``.
         places: of all rounds of the level in this direction.
         index: of the round.
         stairs: its tiles.
@@ -87,6 +88,7 @@ class _Round:
     """
 
     slots: Tensor
+    numbers: Tensor
     places: Places
     index: int
     stairs: Staircase
@@ -114,11 +116,23 @@ class _Slice:
             self.window.causal,
             call.query.device,
         )
-        self.query = self.band.to_slots(self.own_query.to(self.wide) * call.scale)
+        self.query = HeadVectors.of(self.own_query)
         self.mask = self.band.mask.to(self.wide)
         self.sinks = min(self.window.sink_tokens, self.key.shape[0])
         if self.window.dropout > 0.0:
             self.query_code, self.key_code = self._codes()
+
+    # ---- vectors of queries ----
+
+    def _tiles_of(self, name: str, x: Tensor, start: int, stop: int) -> Tensor:
+        """``[G, M, D]`` at the tiles ``start .. stop`` of the band, ``[T', G C, D]`` (a copy)."""
+        out = self.scratch.take(name, (stop - start, self.band.rows, x.shape[-1]), self.wide)
+        return self.band.load_tiles(x, out, start)
+
+    def _chosen(self, name: str, vectors: HeadVectors, numbers: Tensor) -> Tensor:
+        """The vectors with these numbers, by tiles of a staircase ``[T', C, D]`` (a copy)."""
+        found = self.scratch.gather(name, vectors.flat, vectors.places(numbers))
+        return found.view(-1, TILE, found.shape[-1])
 
     # ---- dropout ----
 
@@ -149,6 +163,17 @@ class _Slice:
         for start in range(0, band.tiles, step):
             yield start, min(start + step, band.tiles)
 
+    def _blocks(self) -> tuple[Tensor, Tensor]:
+        """Keys and values by slot of the band, in the memory that rounds sort them into."""
+        parts = (("sorted keys", self.key), ("sorted values", self.value))
+        key, value = (
+            self.band.to_blocks(
+                x, self.scratch.take(name, (self.band.key_slots, x.shape[-1]), self.wide)
+            )
+            for name, x in parts
+        )
+        return key, value
+
     def _local_scores(self, query: Tensor, key_blocks: Tensor, start: int, stop: int) -> Tensor:
         """``[T', G C, K]``, minus infinity where a query does not see a key."""
         band = self.band
@@ -173,19 +198,20 @@ class _Slice:
         """Dropout of the local scores and of the sinks' scores."""
         band = self.band
         query = self.query_code[slots].view(stop - start, band.rows, 1)
-        key = band.to_blocks(self.key_code.unsqueeze(-1))
+        key = self.scratch.take("key codes", (band.key_slots, 1), self.key_code.dtype)
+        key = band.to_blocks(self.key_code.unsqueeze(-1), key)
         key = band.key_tiles(key, start, stop).transpose(1, 2)
         return self._keep(query, key), self._keep(query, self.key_code[: self.sinks])
 
     def _local_forward(self) -> tuple[Tensor, Tensor, Tensor]:
         """``sum exp(S - m) v`` ``[slots, Dv]``, ``m`` and ``sum exp(S - m)`` ``[slots]``."""
         band, size = self.band, self.value.shape[-1]
-        key_blocks, value_blocks = band.to_blocks(self.key), band.to_blocks(self.value)
-        mixed = self.query.new_empty((self.query.shape[0], size))
-        highest, total = (self.query.new_empty(self.query.shape[0]) for _ in range(2))
+        key_blocks, value_blocks = self._blocks()
+        mixed = self.value.new_empty((band.tiles * band.rows, size))
+        highest, total = (self.value.new_empty(mixed.shape[0]) for _ in range(2))
         for start, stop in self._local_blocks():
             slots = slice(start * band.rows, stop * band.rows)
-            query = self.query[slots].view(stop - start, band.rows, -1)
+            query = self._tiles_of("queries", self.own_query, start, stop).mul_(self.call.scale)
             scores = self._local_scores(query, key_blocks, start, stop)
             top = scores.amax(dim=-1, keepdim=True)
             sinks = self._sink_scores(query, slots) if self.sinks else None
@@ -211,12 +237,14 @@ class _Slice:
     def _local_backward(self, grads: _SliceGradients) -> None:
         """Add what the local window and the sinks give to the gradients, in place."""
         band = self.band
-        key_blocks, value_blocks = band.to_blocks(self.key), band.to_blocks(self.value)
-        grad_key, grad_value = torch.zeros_like(key_blocks), torch.zeros_like(value_blocks)
+        key_blocks, value_blocks = self._blocks()
+        grad_key = self.scratch.take("grad_key", key_blocks.shape, self.wide).zero_()
+        grad_value = self.scratch.take("grad_value", value_blocks.shape, self.wide).zero_()
         for start, stop in self._local_blocks():
             slots = slice(start * band.rows, stop * band.rows)
             shape = (stop - start, band.rows, -1)
-            query, outs = self.query[slots].view(shape), grads.outs[slots].view(shape)
+            query = self._tiles_of("queries", self.own_query, start, stop).mul_(self.call.scale)
+            outs = self._tiles_of("outs", grads.outs, start, stop)
             lse, delta = grads.lse[slots].view(shape), grads.delta[slots].view(shape)
             key, value = (band.key_tiles(x, start, stop) for x in (key_blocks, value_blocks))
             scores = self._local_scores(query, key_blocks, start, stop)
@@ -230,8 +258,7 @@ class _Slice:
             spread = self.scratch.bmm("spread", kept.transpose(1, 2), outs)
             band.spread_(grad_value, spread, start)
             grad_scores = grad_weights.sub_(delta).mul_(weights)
-            grad_query = grads.query[slots].view(shape)
-            torch.bmm(grad_scores, key, out=grad_query)
+            grad_query = self.scratch.bmm("grad_query", grad_scores, key)
             spread = self.scratch.bmm("spread", grad_scores.transpose(1, 2), query)
             band.spread_(grad_key, spread, start)
             if self.sinks:
@@ -246,6 +273,7 @@ class _Slice:
                 flat = (stop - start) * band.rows
                 grads.value[: self.sinks] += kept.view(flat, -1).T @ outs.view(flat, -1)
                 grads.key[: self.sinks] += grad_scores.view(flat, -1).T @ query.view(flat, -1)
+            band.store_tiles(grad_query, grads.query, start)
         band.add_blocks_(grads.key, grad_key)
         band.add_blocks_(grads.value, grad_value)
 
@@ -270,6 +298,7 @@ class _Slice:
         )
         query_buckets, key_buckets = query_buckets[0, 0].flatten(1), key_buckets[0, 0]
         slots = band.slots_of(level.start, level.stop)
+        numbers = band.numbers_of(level.start, level.stop)
         for reach, ahead in ((window.keys_before, False), (window.keys_after, True)):
             if reach == 0:
                 continue
@@ -291,7 +320,7 @@ class _Slice:
                 # Empty key slots are as far away as can be, from queries without a place as well.
                 at_key = at_key.masked_fill(~stairs.filled_keys, -2 * _NOWHERE)
                 tiles = at_query.view(index + 1, -1, TILE, 1)
-                yield _Round(slots, places, index, stairs, tiles, at_key)
+                yield _Round(slots, numbers, places, index, stairs, tiles, at_key)
 
     def _tile_blocks(self, stairs: Staircase) -> Iterator[slice]:
         """Tiles of a staircase that are processed together."""
@@ -352,12 +381,11 @@ class _Slice:
         highest, total = (take(name, (slots,), self.wide) for name in ("highest", "total"))
         keys = self.scratch.gather("sorted keys", self.key, stairs.key_of_slot)
         values = self.scratch.gather("sorted values", self.value, stairs.key_of_slot)
-        query_slots = turn.slots[stairs.query_of_slot]
+        numbers = turn.numbers[stairs.query_of_slot]
         for tiles in self._tile_blocks(stairs):
             own = slice(tiles.start * TILE, tiles.stop * TILE)
             first = stairs.block_of_tile[tiles]
-            query = self.scratch.gather("query", self.query, query_slots[own])
-            query = query.view(-1, TILE, query.shape[-1])
+            query = self._chosen("query", self.query, numbers[own]).mul_(self.call.scale)
             key = self._key_tiles("key", keys, stairs, first)
             scores = self._scores(turn, tiles, query, key)
             top = highest[own].view(-1, TILE, 1)
@@ -372,22 +400,21 @@ class _Slice:
 
     def _round_backward(self, turn: _Round, grads: _SliceGradients) -> None:
         """Add what one round gives to the gradients, in place."""
-        stairs, scratch = turn.stairs, self.scratch
-        size = self.key.shape[-1]
+        stairs, scratch, size = turn.stairs, self.scratch, self.key.shape[-1]
+        out_list, query_list = HeadVectors.of(grads.outs), HeadVectors.of(grads.query)
         keys = scratch.gather("sorted keys", self.key, stairs.key_of_slot)
         values = scratch.gather("sorted values", self.value, stairs.key_of_slot)
         grad_key = scratch.take("grad_key", keys.shape, self.wide).zero_()
         grad_value = scratch.take("grad_value", values.shape, self.wide).zero_()
-        query_slots = turn.slots[stairs.query_of_slot]
+        query_slots, numbers = (x[stairs.query_of_slot] for x in (turn.slots, turn.numbers))
         # Slots without a query hold query 0: what they add to its gradient is zero.
         lse = grads.lse[query_slots].masked_fill_(~stairs.filled, math.inf)
         delta = grads.delta[query_slots]
         for tiles in self._tile_blocks(stairs):
             own = slice(tiles.start * TILE, tiles.stop * TILE)
             first = stairs.block_of_tile[tiles]
-            query = scratch.gather("query", self.query, query_slots[own]).view(-1, TILE, size)
-            outs = scratch.gather("outs", grads.outs, query_slots[own])
-            outs = outs.view(-1, TILE, outs.shape[-1])
+            query = self._chosen("query", self.query, numbers[own]).mul_(self.call.scale)
+            outs = self._chosen("chosen outs", out_list, numbers[own])
             key = self._key_tiles("key", keys, stairs, first)
             value = self._key_tiles("value", values, stairs, first)
             scores = self._scores(turn, tiles, query, key)
@@ -403,7 +430,8 @@ class _Slice:
             )
             grad_scores = grad_weights.sub_(delta[own].view(-1, TILE, 1)).mul_(weights)
             grad_query = scratch.bmm("grad_query", grad_scores, key)
-            grads.query.index_add_(0, query_slots[own], grad_query.view(-1, size))
+            at = query_list.places(numbers[own])
+            query_list.flat.index_add_(0, at, grad_query.view(-1, size))
             spread = scratch.bmm("spread", grad_scores.transpose(1, 2), query)
             self._spread_(grad_key, spread, turn, first)
         order = turn.places.key_order[turn.index]
@@ -438,16 +466,23 @@ class _Slice:
         lse = highest + total.log()
         return self.band.from_slots(out), self.band.from_slots(lse)
 
-    def backward(self, grad_out: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of the queries ``[G, M, D]``, keys and values ``[N, D]``."""
-        grad_out, out = grad_out.to(self.wide), out.to(self.wide)
-        band = self.band
+    def backward(
+        self, grad_out: Tensor, out: Tensor, lse: Tensor, grad_query: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients of keys and values ``[N, D]``; those of queries go to ``grad_query``."""
+        band, wide = self.band, grad_query.dtype == self.wide
+        # Head by head, so that no products of all outputs are formed.
+        delta = [
+            (g.to(self.wide) * o.to(self.wide)).sum(dim=-1)
+            for g, o in zip(grad_out, out, strict=True)
+        ]
         grads = _SliceGradients(
-            outs=band.to_slots(grad_out),
+            outs=grad_out,
             # In slots without a query exp(S - lse) must vanish whatever stands there.
             lse=band.to_slots(lse, fill=math.inf),
-            delta=band.to_slots((grad_out * out).sum(dim=-1)),
-            query=torch.empty_like(self.query),
+            delta=band.to_slots(torch.stack(delta)),
+            # Narrow results are summed in a buffer.
+            query=grad_query if wide else grad_query.new_empty(grad_query.shape, dtype=self.wide),
             key=torch.zeros_like(self.key),
             value=torch.zeros_like(self.value),
         )
@@ -455,18 +490,21 @@ class _Slice:
         for level in self._levels():
             for turn in self._rounds(level):
                 self._round_backward(turn, grads)
-        return band.from_slots(grads.query.mul_(self.call.scale)), grads.key, grads.value
+        grads.query.mul_(self.call.scale)
+        if not wide:
+            grad_query.copy_(grads.query)
+        return grads.key, grads.value
 
 
 @dataclass(frozen=True)
 class _SliceGradients:
-    """What the backward pass of a slice reads (by slot), and what it adds up.
+    """What the backward pass of a slice reads, and what it adds up.
 
     Attributes:
-        outs: gradient of the output, ``[slots, Dv]``.
+        outs: gradient of the output, ``[G, M, Dv]``.
         lse: ``[slots]``.
         delta: ``rowsum(dO * O)``, ``[slots]``.
-        query: gradient of the scaled queries, ``[slots, D]``.
+        query: gradient of the scaled queries, ``[G, M, D]``.
         key: ``[N, D]``.
         value: ``[N, Dv]``.
     """
@@ -502,7 +540,7 @@ def backward(call: HybridCall, grad_out: Tensor, out: Tensor, lse: Tensor) -> Gr
         for own in _slices(call, scratch):
             at, held = (own.row, own.heads), (own.row, own.head)
             # Not under a name, or it would lie beside what the next slice works with.
-            query[at], key[held], value[held] = own.backward(grad_out[at], out[at], lse[at])
+            key[held], value[held] = own.backward(grad_out[at], out[at], lse[at], query[at])
         return query, key, value
 
     return backward_by_row(call, grad_out, out, lse, run)

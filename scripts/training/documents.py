@@ -1,5 +1,7 @@
 """Documents as people have them: txt, md, html, pdf and standard input, as plain text."""
 
+import io
+import re
 import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -21,6 +23,7 @@ class _PageText(HTMLParser):
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
         self._hidden: list[str] = []
+        self._preformatted = 0
         self._parts: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -29,6 +32,7 @@ class _PageText(HTMLParser):
             self._hidden.append(tag)
         elif tag in _BLOCKS:
             self._parts.append("\n")
+            self._preformatted += tag == "pre"
 
     def handle_endtag(self, tag: str) -> None:
         """End a line, or hidden text."""
@@ -36,11 +40,13 @@ class _PageText(HTMLParser):
             del self._hidden[self._hidden.index(tag) :]
         elif tag in _BLOCKS:
             self._parts.append("\n")
+            self._preformatted = max(0, self._preformatted - (tag == "pre"))
 
     def handle_data(self, data: str) -> None:
         """Take text that is shown."""
         if not self._hidden:
-            self._parts.append(data)
+            # Line ends in the source of a page are blanks on it.
+            self._parts.append(data if self._preformatted else re.sub(r"\s+", " ", data))
 
     @property
     def text(self) -> str:
@@ -74,8 +80,6 @@ def _pdf(data: bytes, name: str) -> str:
         raise ValueError(
             f"document: expected the package pypdf to read {name!r} (`pip install pypdf`), got none"
         ) from error
-    import io
-
     try:
         pages = [page.extract_text() for page in PdfReader(io.BytesIO(data)).pages]
     except PyPdfError as error:

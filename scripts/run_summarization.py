@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import DataCollatorForSeq2Seq
 
 import reformer_hf  # noqa: F401  (registers the architecture with the Auto classes)
 from training.arguments import SummarizationArguments, exit_code
@@ -41,22 +40,21 @@ from training.reporting import CardFacts, CardSeq2SeqTrainer, show_results, show
 from training.scoring import (
     CONSTANT_CANDIDATES,
     CONSTANT_REFERENCES,
-    IGNORED_LABEL,
     LeadBaseline,
     SummaryScorer,
     summary_scorers,
 )
+from training.sequence_to_sequence import encode_pairs, writing_trainer
 from training.session import begin
 from training.summarization import (
     DEFAULT_DATA,
     SUMMARIZATION,
     build_summarizer,
-    encode_pairs,
     encode_prompts,
     is_causal,
     load_pairs,
 )
-from training.training_arguments import SummarizationTrainingArguments
+from training.training_arguments import WritingTrainingArguments
 
 _USAGE = """
 inputs = tokenizer(document, truncation=True, max_length={length}, return_tensors="pt")
@@ -71,7 +69,7 @@ def summarize(argv: Sequence[str] | None = None) -> dict[str, float]:
         ValueError: arguments, data or model cannot work.
     """
     model_args, data, training, session = begin(
-        SummarizationArguments, SummarizationTrainingArguments, argv
+        SummarizationArguments, WritingTrainingArguments, argv
     )
     training.choose_learning_rate(from_scratch=model_args.model_name_or_path is None)
     config = SUMMARIZATION.given_config(model_args, session.checkpoint)
@@ -81,8 +79,9 @@ def summarize(argv: Sequence[str] | None = None) -> dict[str, float]:
     causal = is_causal(config)
     if causal:
         check_training(training)
-    encode = encode_prompts if causal else encode_pairs
-    encoded = encode(pairs, tokenizer, data, training)
+        encoded = encode_prompts(pairs, tokenizer, data, training)
+    else:
+        encoded = encode_pairs(pairs, ("document", "summary"), tokenizer, data, training)
 
     show_outlook(model, training, pairs, encoded, data.max_source_length)
 
@@ -99,7 +98,7 @@ def summarize(argv: Sequence[str] | None = None) -> dict[str, float]:
         "compute_metrics": scorers.get("validation"),
         "callbacks": [*session.callbacks, TimeLeft()],
     }
-    trainer = _causal_trainer(parts, data) if causal else _seq2seq_trainer(parts, data)
+    trainer = _causal_trainer(parts, data) if causal else writing_trainer(parts, data)
     metrics = session.train_and_evaluate(trainer, encoded, scorers.get("test"))
 
     if trainer.is_world_process_zero():
@@ -114,7 +113,7 @@ def summarize(argv: Sequence[str] | None = None) -> dict[str, float]:
         sizes={split: len(texts) for split, texts in pairs.items()},
         lengths=(
             f"It reads up to {data.max_source_length:,} tokens and writes up to"
-            f" {data.longest_summary:,}."
+            f" {data.longest_output:,}."
         ),
         evaluated_split=evaluated,
         baselines=_baselines(lead, metrics.get(f"{prefix}_output_length"), data, pairs),
@@ -155,14 +154,6 @@ def _causal_trainer(parts: dict[str, Any], data: SummarizationArguments) -> Card
     return CausalSummaryTrainer(
         **parts, data_collator=collate, no_repeat_ngram_size=data.no_repeat_ngram_size
     )
-
-
-def _seq2seq_trainer(parts: dict[str, Any], data: SummarizationArguments) -> CardSeq2SeqTrainer:
-    """What trains an encoder-decoder on documents and summaries."""
-    tokenizer = parts["processing_class"]
-    pad = IGNORED_LABEL if data.ignore_pad_token_for_loss else tokenizer.pad_token_id
-    collate = DataCollatorForSeq2Seq(tokenizer, model=parts["model"], label_pad_token_id=pad)
-    return CardSeq2SeqTrainer(**parts, data_collator=collate)
 
 
 def _show_and_save_summaries(

@@ -161,24 +161,52 @@ class DataTrainingArguments:
 
 
 @dataclass
-class SummarizationArguments(DataTrainingArguments):
-    """Columns, lengths and decoding of a summarization run."""
+class SequenceToSequenceArguments(DataTrainingArguments):
+    """Lengths and decoding of a run whose model writes texts."""
 
-    lang: str | None = option("Language of the summaries; 'zh' counts characters. Unset: detected.")
-    text_column: str | None = option("Column of the documents.")
-    summary_column: str | None = option("Column of the summaries.")
-    max_source_length: int = option("Longest document in tokens; longer ones are cut.", 4096)
-    max_target_length: int = option("Longest training summary in tokens.", 128)
+    max_source_length: int = option("Longest source in tokens; longer ones are cut.", 4096)
+    max_target_length: int = option("Longest training target in tokens.", 128)
     val_max_target_length: int | None = option(
-        "Longest generated and evaluated summary in tokens. Unset: max_target_length."
+        "Longest generated and evaluated target in tokens. Unset: max_target_length."
     )
     pad_to_max_length: bool = option(
-        "Pad every document to max_source_length instead of to the longest in its batch.", False
+        "Pad every source to max_source_length instead of to the longest in its batch.", False
     )
     num_beams: int = option("Beams in generation; 1 is greedy.", 1)
     no_repeat_ngram_size: int = option("Generate no sequence of so many tokens twice; 0: off.", 0)
     ignore_pad_token_for_loss: bool = option("Leave padding out of the loss.", True)
-    source_prefix: str = option("Text to put in front of every document.", "")
+    source_prefix: str = option("Text to put in front of every source.", "")
+    forced_bos_token: str | None = option("First token of every target (multilingual models).")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        lengths = ("max_source_length", "max_target_length", "val_max_target_length", "num_beams")
+        for name in lengths:
+            require_positive(name, getattr(self, name))
+        require_text(self, "forced_bos_token")
+        if self.no_repeat_ngram_size < 0:
+            raise ValueError(
+                f"no_repeat_ngram_size: expected 0 or more, got {self.no_repeat_ngram_size}"
+            )
+
+    @property
+    def longest_output(self) -> int:
+        """Longest generated and evaluated target in tokens."""
+        return self.val_max_target_length or self.max_target_length
+
+    @property
+    def longest_target(self) -> int:
+        """Longest target of training or evaluation, in tokens."""
+        return max(self.max_target_length, self.longest_output)
+
+
+@dataclass
+class SummarizationArguments(SequenceToSequenceArguments):
+    """Columns, prompt and scores of a summarization run."""
+
+    lang: str | None = option("Language of the summaries; 'zh' counts characters. Unset: detected.")
+    text_column: str | None = option("Column of the documents.")
+    summary_column: str | None = option("Column of the summaries.")
     prompt_template: str = option(
         "What a causal language model is given: text with {document} in it.",
         "{document}\n\nSummary:\n",
@@ -186,29 +214,28 @@ class SummarizationArguments(DataTrainingArguments):
     chat_prompt: bool = option(
         "Put the prompt into the chat template of the tokenizer, as what a user says.", False
     )
-    forced_bos_token: str | None = option("First token of every summary (multilingual models).")
     rouge_stemmer: bool = option("Compare English word stems, as many papers do.", False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        lengths = ("max_source_length", "max_target_length", "val_max_target_length", "num_beams")
-        for name in lengths:
-            require_positive(name, getattr(self, name))
-        require_text(self, "lang", "text_column", "summary_column", "forced_bos_token")
-        if self.no_repeat_ngram_size < 0:
-            raise ValueError(
-                f"no_repeat_ngram_size: expected 0 or more, got {self.no_repeat_ngram_size}"
-            )
+        require_text(self, "lang", "text_column", "summary_column")
 
-    @property
-    def longest_summary(self) -> int:
-        """Longest generated and evaluated summary in tokens."""
-        return self.val_max_target_length or self.max_target_length
 
-    @property
-    def longest_target(self) -> int:
-        """Longest target of training or evaluation, in tokens."""
-        return max(self.max_target_length, self.longest_summary)
+@dataclass
+class TranslationArguments(SequenceToSequenceArguments):
+    """Columns and languages of a translation run."""
+
+    source_column: str | None = option("Column of the sources. Unset: 'source'.")
+    target_column: str | None = option("Column of the targets. Unset: 'target'.")
+    target_lang_column: str | None = option(
+        "Column of the target's language, for a model of several. Unset: 'target_lang', if there."
+    )
+    target_langs: str | None = option("Use only these target languages, separated by commas.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        columns = ("source_column", "target_column", "target_lang_column")
+        require_text(self, *columns, "target_langs")
 
 
 @dataclass

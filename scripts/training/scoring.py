@@ -1,6 +1,7 @@
 """Scores, each next to a baseline that costs nothing.
 
 - Summaries: ROUGE, next to leads of the document and to the best constant output.
+- Translations: BLEU and chrF, next to the source as it is.
 - Classes: accuracy and macro-F1, next to the most frequent class.
 - Language models: bits per byte, next to the xz compressor.
 """
@@ -13,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
+import sacrebleu
 from datasets import Dataset
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
@@ -164,13 +166,57 @@ def _rows(
     ]
 
 
+class OutputReader:
+    """Decodes what was generated, and finds the examples that it belongs to.
+
+    The example of an output is found by its labels, because evaluation may reorder the examples
+    (grouped by length) or repeat some (in distributed runs).
+
+    Args:
+        tokenizer: decodes the generated ids.
+        labels: the label ids of all rows of a split, as the trainer sees them.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, labels: Iterable[Sequence[int]]) -> None:
+        self._tokenizer = tokenizer
+        self._rows: dict[tuple[int, ...], list[int]] = {}
+        for row, ids in enumerate(labels):
+            self._rows.setdefault(self._key(ids), []).append(row)
+
+    def _key(self, ids: Sequence[int] | np.ndarray) -> tuple[int, ...]:
+        """The ids without padding, which differs between batches."""
+        ignored = (IGNORED_LABEL, self._tokenizer.pad_token_id)
+        return tuple(int(token) for token in ids if token not in ignored)
+
+    def rows(self, label_ids: Any) -> list[int]:
+        """The row of the split that each output belongs to."""
+        found = []
+        seen: Counter[tuple[int, ...]] = Counter()
+        for ids in np.asarray(label_ids):
+            key = self._key(ids)
+            rows = self._rows[key]
+            # Examples with the same labels come in the order of their rows.
+            found.append(rows[seen[key] % len(rows)])
+            seen[key] += 1
+        return found
+
+    def texts(self, predictions: Any) -> list[str]:
+        """What was generated."""
+        ids = np.asarray(predictions)
+        ids = np.where(ids == IGNORED_LABEL, self._tokenizer.pad_token_id, ids)
+        texts = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+    def mean_length(self, predictions: Any) -> float:
+        """Tokens of an output, on average."""
+        return float(np.mean([len(self._key(ids)) for ids in np.asarray(predictions)]))
+
+
 class SummaryScorer:
     """Computes the metrics of one split for a trainer.
 
     Summaries are compared with the whole references, not with the labels: those are cut to the
-    target length, and comparing with a cut reference rewards a model for stopping there. The
-    reference of a prediction is found by its labels, because evaluation may reorder the examples
-    (grouped by length) or repeat some (in distributed runs).
+    target length, and comparing with a cut reference rewards a model for stopping there.
 
     Args:
         tokenizer: decodes the generated ids.
@@ -200,13 +246,10 @@ class SummaryScorer:
         constant_row: int | None = None,
         use_stemmer: bool = False,
     ) -> None:
-        self._tokenizer = tokenizer
+        self._reader = OutputReader(tokenizer, labels)
         self._pairs = pairs
         self._lead = lead
         self._use_stemmer = use_stemmer
-        self._rows_of_labels: dict[tuple[int, ...], list[int]] = {}
-        for row, ids in enumerate(labels):
-            self._rows_of_labels.setdefault(self._key(ids), []).append(row)
         references = list(pairs["summary"])
         others = [text for row, text in enumerate(references) if row != constant_row] or references
         self._fixed_scores = {
@@ -221,8 +264,8 @@ class SummaryScorer:
 
         `gen_len` counts tokens of the model, `output_length` what ROUGE counts.
         """
-        generated = self._decoded(prediction.predictions)
-        rows = self._split_rows(prediction.label_ids)
+        generated = self._reader.texts(prediction.predictions)
+        rows = self._reader.rows(prediction.label_ids)
         references = [self._pairs[row]["summary"] for row in rows]
         self._generated = dict(sorted(zip(rows, generated, strict=True)))
         lead = self._lead.of_length_of(generated)
@@ -233,9 +276,7 @@ class SummaryScorer:
             **self._rouge(leads, references, "output_length_lead_"),
             "distinct_outputs": self._distinct_outputs(),
             "output_length": lead.length,
-            "gen_len": float(
-                np.mean([len(self._key(ids)) for ids in np.asarray(prediction.predictions)])
-            ),
+            "gen_len": self._reader.mean_length(prediction.predictions),
         }
         return {name: round(value, 4) for name, value in metrics.items()}
 
@@ -298,28 +339,106 @@ class SummaryScorer:
         )
         return {prefix + name: score for name, score in scores.items()}
 
-    def _key(self, ids: Sequence[int] | np.ndarray) -> tuple[int, ...]:
-        """The ids without padding, which differs between batches."""
-        ignored = (IGNORED_LABEL, self._tokenizer.pad_token_id)
-        return tuple(int(token) for token in ids if token not in ignored)
 
-    def _split_rows(self, label_ids: Any) -> list[int]:
-        """The row of the split that each prediction belongs to."""
-        found = []
-        seen: Counter[tuple[int, ...]] = Counter()
-        for ids in np.asarray(label_ids):
-            key = self._key(ids)
-            rows = self._rows_of_labels[key]
-            # Examples with the same summary come in the order of their rows.
-            found.append(rows[seen[key] % len(rows)])
-            seen[key] += 1
-        return found
+class TranslationScorer:
+    """Computes BLEU and chrF of one split for a trainer, with the baseline of copying the source.
 
-    def _decoded(self, predictions: Any) -> list[str]:
-        ids = np.asarray(predictions)
-        ids = np.where(ids == IGNORED_LABEL, self._tokenizer.pad_token_id, ids)
-        texts = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return [text.strip() for text in texts]
+    Both are of the whole split in each language (sacreBLEU, Post 2018), and averaged over the
+    languages. BLEU counts characters in Chinese and Japanese.
+
+    Args:
+        tokenizer: decodes the generated ids.
+        pairs: the split, with columns "source", "target" and "lang".
+        labels: the label ids of the same rows, as the trainer sees them.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        pairs: Dataset,
+        labels: Iterable[Sequence[int]],
+    ) -> None:
+        self._reader = OutputReader(tokenizer, labels)
+        self._pairs = pairs
+        self._generated: dict[int, str] = {}
+
+    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Scores of the model and of copying; with several languages also chrF of each."""
+        rows = self._reader.rows(prediction.label_ids)
+        generated = self._reader.texts(prediction.predictions)
+        self._generated = dict(sorted(zip(rows, generated, strict=True)))
+        found: dict[str, list[float]] = {}
+        by_lang: dict[str, list[int]] = {}
+        for row in self._generated:
+            by_lang.setdefault(self._pairs[row]["lang"], []).append(row)
+        metrics: dict[str, float] = {}
+        for lang, own in sorted(by_lang.items()):
+            references = [self._pairs[row]["target"] for row in own]
+            outputs = {
+                "": [self._generated[row] for row in own],
+                "copy_": [self._pairs[row]["source"] for row in own],
+            }
+            for prefix, texts in outputs.items():
+                for name, score in translation_scores(texts, references, lang).items():
+                    found.setdefault(prefix + name, []).append(score)
+            if len(by_lang) > 1:
+                metrics[f"chrf_{lang}"] = found["chrf"][-1]
+                metrics[f"copy_chrf_{lang}"] = found["copy_chrf"][-1]
+        metrics |= {name: float(np.mean(scores)) for name, scores in found.items()}
+        metrics["exact_match"] = float(
+            np.mean([text == self._pairs[row]["target"] for row, text in self._generated.items()])
+        )
+        metrics["gen_len"] = self._reader.mean_length(prediction.predictions)
+        return {name: round(value, 4) for name, value in metrics.items()}
+
+    @classmethod
+    def rows(cls, metrics: Mapping[str, float], prefix: str) -> list[MetricRow]:
+        """BLEU and chrF of the model and of copying, from metrics with a trainer's `prefix`."""
+        names = {"bleu": "BLEU", "chrf": "chrF"}
+        return _rows(metrics, prefix, names, {"copy": "copied source"})
+
+    def records(self) -> list[dict[str, str]]:
+        """Source, language, reference and output of every example of the last evaluation."""
+        return [
+            {
+                "source": self._pairs[row]["source"],
+                "lang": self._pairs[row]["lang"],
+                "reference": self._pairs[row]["target"],
+                "generated": text,
+            }
+            for row, text in self._generated.items()
+        ]
+
+    def samples(self, count: int = 3) -> list[Sample]:
+        """The first `count` examples: source, reference and output."""
+        return [
+            Sample(
+                title=f"example {number}" + (f", to {record['lang']}" if record["lang"] else ""),
+                parts=[
+                    ("source", record["source"]),
+                    ("reference", record["reference"]),
+                    ("output", record["generated"]),
+                ],
+            )
+            for number, record in enumerate(self.records()[:count])
+        ]
+
+
+def translation_scores(
+    texts: Sequence[str], references: Sequence[str], lang: str = ""
+) -> dict[str, float]:
+    """Corpus BLEU and chrF2 in percent.
+
+    Args:
+        texts: the outputs.
+        references: one of each.
+        lang: of the references; Chinese and Japanese are compared by characters.
+    """
+    by_character = lang.replace("-", "_").split("_")[0].lower() in ("zh", "ja")
+    tokenize = "char" if by_character else "13a"
+    bleu = sacrebleu.corpus_bleu(list(texts), [list(references)], tokenize=tokenize)
+    chrf = sacrebleu.corpus_chrf(list(texts), [list(references)])
+    return {"bleu": bleu.score, "chrf": chrf.score}
 
 
 def summary_scorers(

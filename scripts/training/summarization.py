@@ -31,8 +31,9 @@ from training.data import (
     summarization_columns,
     tokenize,
 )
-from training.models import Task, load_tokenizer, new_config
+from training.models import Task, load_tokenizer
 from training.scoring import IGNORED_LABEL
+from training.sequence_to_sequence import load_writer
 from training.stdlib_corpus import stdlib_splits
 
 logger = logging.getLogger(__name__)
@@ -123,39 +124,7 @@ def encode_prompts(
 
     found = {}
     for split, texts in pairs.items():
-        length = data.max_target_length if split == "train" else data.longest_summary
-        encode_split = functools.partial(encode, target_length=length)
-        found[split] = tokenize(texts, encode_split, data, training)
-    return found
-
-
-def encode_pairs(
-    pairs: dict[str, Dataset],
-    tokenizer: PreTrainedTokenizerBase,
-    data: SummarizationArguments,
-    training: TrainingArguments,
-) -> dict[str, Dataset]:
-    """Documents as the inputs and summaries as the labels of a seq2seq model."""
-
-    def encode(rows: dict[str, list[Any]], target_length: int) -> dict[str, Any]:
-        documents = [data.source_prefix + document for document in rows["document"]]
-        encoded = tokenizer(
-            beginnings(tokenizer, documents, data.max_source_length),
-            max_length=data.max_source_length,
-            padding="max_length" if data.pad_to_max_length else False,
-            truncation=True,
-        )
-        summaries = beginnings(tokenizer, rows["summary"], target_length)
-        labels = tokenizer(text_target=summaries, max_length=target_length, truncation=True)
-        return {
-            "input_ids": encoded["input_ids"],
-            "attention_mask": encoded["attention_mask"],
-            "labels": labels["input_ids"],
-        }
-
-    found = {}
-    for split, texts in pairs.items():
-        length = data.max_target_length if split == "train" else data.longest_summary
+        length = data.max_target_length if split == "train" else data.longest_output
         encode_split = functools.partial(encode, target_length=length)
         found[split] = tokenize(texts, encode_split, data, training)
     return found
@@ -178,24 +147,14 @@ def build_summarizer(
         texts = itertools.chain(pairs["train"]["document"], pairs["train"]["summary"])
     tokenizer = load_tokenizer(arguments, checkpoint, texts)
     causal = is_causal(config)
-    config = config or new_config(
-        arguments, tokenizer, data.max_source_length, target_length=data.longest_target
-    )
-    if causal:
+    if causal and config is not None:
         length = data.max_source_length + data.longest_target
         model = CAUSAL_SUMMARIZATION.load_model(arguments, config, tokenizer, length)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         _set_causal_generation_defaults(model, data, tokenizer)
     else:
-        model = SUMMARIZATION.load_model(arguments, config, tokenizer, data.max_source_length)
-        limit = getattr(model.config, "max_target_positions", None)
-        if limit is not None and data.longest_target > limit:
-            raise ValueError(
-                f"max_target_length: expected at most {limit}, the model's max_target_positions,"
-                f" got {data.longest_target}"
-            )
-        _set_generation_defaults(model, data, tokenizer)
+        model = load_writer(SUMMARIZATION, arguments, config, data, tokenizer)
     keep_habits(model, data)
     return tokenizer, model
 
@@ -206,7 +165,7 @@ def _set_causal_generation_defaults(
     """Store in the model how it is to generate, and where its summaries end."""
     generation = model.generation_config
     generation.max_length = None
-    generation.max_new_tokens = data.longest_summary
+    generation.max_new_tokens = data.longest_output
     generation.num_beams = data.num_beams
     generation.do_sample = False
     # What only sampling uses; transformers complains of it.
@@ -218,29 +177,3 @@ def _set_causal_generation_defaults(
             "forced_bos_token: expected none with a causal language model, got"
             f" {data.forced_bos_token!r}"
         )
-
-
-def _set_generation_defaults(
-    model: PreTrainedModel, data: SummarizationArguments, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """Store in the model how it is to generate: whoever loads it gets the same summaries."""
-    generation = model.generation_config
-    if generation.decoder_start_token_id is None:
-        start = getattr(model.config, "decoder_start_token_id", None)
-        if start is None:
-            raise ValueError(
-                "decoder_start_token_id: expected a token id in the model's configuration, got None"
-            )
-        generation.decoder_start_token_id = start
-    # The start token counts as generated, and is no part of the summary.
-    generation.max_length = data.longest_summary + 1
-    generation.num_beams = data.num_beams
-    generation.no_repeat_ngram_size = data.no_repeat_ngram_size
-    if data.forced_bos_token is not None:
-        token_id = tokenizer.convert_tokens_to_ids(data.forced_bos_token)
-        if token_id in (None, tokenizer.unk_token_id):
-            raise ValueError(
-                "forced_bos_token: expected a token of the vocabulary, got"
-                f" {data.forced_bos_token!r}"
-            )
-        generation.forced_bos_token_id = token_id

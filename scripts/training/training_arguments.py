@@ -48,9 +48,7 @@ class ScriptTrainingArguments(TrainingArguments):
 
 
 @dataclass
-class SummarizationTrainingArguments(ScriptTrainingArguments, Seq2SeqTrainingArguments):
-    """The same for a summarizer, which is judged by what it generates, so it generates."""
+class WritingTrainingArguments(ScriptTrainingArguments, Seq2SeqTrainingArguments):
+    """The same for a model that writes, which is judged by what it generates, so it generates."""
 
-    predict_with_generate: bool = option(
-        "Generate summaries in evaluation and compute ROUGE.", True
-    )
+    predict_with_generate: bool = option("Generate texts in evaluation and score them.", True)

@@ -23,7 +23,7 @@ from training.arguments import (
 from training.classification import class_names, encode_examples, load_examples
 from training.data import beginnings, check_text_column, load_splits, required_split, select_pairs
 from training.data_files import file_kind, read_table, read_text
-from training.summarization import encode_pairs
+from training.sequence_to_sequence import encode_pairs
 
 ROWS = [{"id": 1, "document": "long text", "summary": "text"}, {"document": "b", "summary": "c"}]
 
@@ -282,7 +282,7 @@ def test_summaries_and_classes_are_encoded_from_beginnings(monkeypatch):
     rows = {"train": Dataset.from_dict({"document": [text], "summary": [text]})}
     training = TrainingArguments(use_cpu=True)
     data = SummarizationArguments(max_source_length=64, max_target_length=16, source_prefix="sum: ")
-    (encoded,) = encode_pairs(rows, tokenizer, data, training)["train"]
+    (encoded,) = encode_pairs(rows, ("document", "summary"), tokenizer, data, training)["train"]
     assert encoded["input_ids"] == tokenizer(f"sum: {text[:58]}").input_ids
     assert encoded["labels"] == tokenizer(text[:15]).input_ids
     rows = {"train": Dataset.from_dict({"text": [text], "label": ["x"]})}

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from training.arguments import parse_arguments
-from training.training_arguments import ScriptTrainingArguments, SummarizationTrainingArguments
+from training.training_arguments import ScriptTrainingArguments, WritingTrainingArguments
 
-CLASSES = [ScriptTrainingArguments, SummarizationTrainingArguments]
+CLASSES = [ScriptTrainingArguments, WritingTrainingArguments]
 
 
 def parsed(training_class, *arguments):
@@ -45,7 +45,7 @@ def test_bf16_needs_no_further_argument_where_there_is_a_cpu_alone(argument):
 
 
 def test_a_summarizer_generates_unless_told_otherwise():
-    assert parsed(SummarizationTrainingArguments).predict_with_generate
+    assert parsed(WritingTrainingArguments).predict_with_generate
     assert not parsed(
-        SummarizationTrainingArguments, "--predict_with_generate", "false"
+        WritingTrainingArguments, "--predict_with_generate", "false"
     ).predict_with_generate

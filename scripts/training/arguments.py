@@ -266,6 +266,20 @@ class LanguageModelingArguments(DataTrainingArguments):
 
 
 @dataclass
+class MaskedLanguageModelingArguments(LanguageModelingArguments):
+    """Blocks of a masked-language-modelling run, and how much of them is hidden."""
+
+    mlm_probability: float = option("Share of the tokens that are hidden.", 0.15)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.mlm_probability < 1:
+            raise ValueError(
+                f"mlm_probability: expected a number between 0 and 1, got {self.mlm_probability}"
+            )
+
+
+@dataclass
 class ClassificationArguments(DataTrainingArguments):
     """Columns, splits and lengths of a sequence-classification run."""
 

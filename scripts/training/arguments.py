@@ -309,6 +309,22 @@ class ClassificationArguments(DataTrainingArguments):
 
 
 @dataclass
+class TokenClassificationArguments(DataTrainingArguments):
+    """Columns and lengths of a token-classification run."""
+
+    text_column_name: str | None = option("Column of the words. Unset: 'tokens'.")
+    label_column_name: str | None = option("Column of the words' tags. Unset: 'ner_tags'.")
+    max_seq_length: int = option(
+        "Longest text in tokens; longer ones are read in several pieces.", 4096
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive("max_seq_length", self.max_seq_length)
+        require_text(self, "text_column_name", "label_column_name")
+
+
+@dataclass
 class RunArguments:
     """How a run starts and when it stops, beyond transformers' training arguments."""
 

@@ -2,6 +2,7 @@
 
 - Summaries: ROUGE, next to leads of the document and to the best constant output.
 - Translations: BLEU and chrF, next to the source as it is.
+- Entities: precision, recall and F1, next to looking words up.
 - Classes: accuracy and macro-F1, next to the most frequent class.
 - Language models: bits per byte, next to the xz compressor.
 """
@@ -16,6 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 import sacrebleu
 from datasets import Dataset
+from seqeval.metrics import accuracy_score, f1_score, precision_score, recall_score
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from training.reporting import MetricRow, Sample
@@ -538,6 +540,52 @@ class ClassificationScorer:
         """Accuracy and macro-F1 of model and majority class, from metrics with a `prefix`."""
         names = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
         return _rows(metrics, prefix, names, {"majority": "majority class"})
+
+
+def entity_scores(
+    predicted: Sequence[Sequence[str]], actual: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """Precision, recall and F1 of whole entities (seqeval), and the share of right tags."""
+    tags = [list(row) for row in actual], [list(row) for row in predicted]
+    return {
+        "precision": float(precision_score(*tags, zero_division=0)),
+        "recall": float(recall_score(*tags, zero_division=0)),
+        "f1": float(f1_score(*tags, zero_division=0)),
+        "accuracy": float(accuracy_score(*tags)),
+    }
+
+
+class TagScorer:
+    """Computes the entity metrics of one split for a trainer, with a baseline that looks words up.
+
+    The baseline gives every word the tag that it has most often in training, and one that it does
+    not know the tag "O".
+
+    Args:
+        names: of the tags, by number.
+        baseline: scores of the baseline on the same words.
+    """
+
+    def __init__(self, names: Sequence[str], baseline: Mapping[str, float]) -> None:
+        self._names = names
+        self._baseline = baseline
+
+    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Scores of the model and of the baseline; predictions are numbers of tags."""
+        labels = np.asarray(prediction.label_ids)
+        found, actual = [], []
+        for own, predicted in zip(labels, np.asarray(prediction.predictions), strict=True):
+            known = own != IGNORED_LABEL
+            actual.append([self._names[tag] for tag in own[known]])
+            found.append([self._names[tag] for tag in predicted[known]])
+        baseline = {f"lookup_{name}": score for name, score in self._baseline.items()}
+        return entity_scores(found, actual) | baseline
+
+    @staticmethod
+    def rows(metrics: dict[str, float], prefix: str) -> list[MetricRow]:
+        """Entity metrics of model and baseline, from metrics with a `prefix`."""
+        names = {"f1": "F1", "precision": "precision", "recall": "recall"}
+        return _rows(metrics, prefix, names, {"lookup": "words looked up"})
 
 
 def majority_class(labels: Sequence[int]) -> int:

@@ -1,0 +1,144 @@
+"""Contracts that need no data: generated, with the tag of every word.
+
+Parties, dates, amounts and places. Which party is the supplier and which the customer is told by
+the sentence alone: names are drawn for both from one list, so that looking words up does not help.
+"""
+
+import random
+from collections.abc import Iterator
+
+from datasets import Dataset
+
+_FIRST = [
+    "Alder",
+    "Birch",
+    "Cedar",
+    "Delta",
+    "Elm",
+    "Falcon",
+    "Garnet",
+    "Harbor",
+    "Iris",
+    "Juniper",
+    "Kestrel",
+    "Linden",
+]
+_SECOND = [
+    "Analytics",
+    "Foods",
+    "Freight",
+    "Imaging",
+    "Labs",
+    "Marine",
+    "Robotics",
+    "Solar",
+    "Systems",
+    "Textiles",
+]
+_LEGAL = ["AG", "BV", "Inc", "Ltd", "SA"]
+_MONTHS = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+]
+_PLACES = [
+    "Antwerp",
+    "Basel",
+    "Cork",
+    "Dresden",
+    "Esbjerg",
+    "Florence",
+    "Geneva",
+    "Hamburg",
+    "Leeds",
+    "Malmö",
+]
+_FILLER = (
+    "Neither party may assign this Agreement without the other's consent .",
+    "The parties shall keep all information confidential .",
+    "If a provision is void , the others remain in force .",
+    "Notices must be in writing .",
+    "This Agreement replaces all earlier ones .",
+    "Deliveries are made during business hours .",
+)
+_SIZES = {"train": 400, "validation": 60, "test": 60}
+
+Tagged = list[tuple[str, str]]
+
+
+def _entity(text: str, kind: str) -> Tagged:
+    words = text.split()
+    return [(word, f"{'B' if i == 0 else 'I'}-{kind}") for i, word in enumerate(words)]
+
+
+def _plain(text: str) -> Tagged:
+    return [(word, "O") for word in text.split()]
+
+
+def _sentences(draw: random.Random) -> Iterator[Tagged]:
+    """The sentences of a contract that hold entities."""
+    names: list[str] = []
+    while len(names) < 2:
+        name = " ".join(draw.choice(part) for part in (_FIRST, _SECOND, _LEGAL))
+        if name not in names:
+            names.append(name)
+    supplier, customer = _entity(names[0], "SUPPLIER"), _entity(names[1], "CUSTOMER")
+
+    def date() -> Tagged:
+        text = f"{draw.randint(1, 28)} {draw.choice(_MONTHS)} {draw.randint(1995, 2026)}"
+        return _entity(text, "DATE")
+
+    def amount() -> Tagged:
+        text = f"{draw.choice(('EUR', 'USD', 'CHF'))} {draw.randint(1, 900) * 100:,}"
+        return _entity(text, "AMOUNT")
+
+    place = _entity(draw.choice(_PLACES), "PLACE")
+    opening = [
+        [*_plain("Made on"), *date(), *_plain("in"), *place, *_plain(".")],
+        [*_plain("Made in"), *place, *_plain("on"), *date(), *_plain(".")],
+    ]
+    yield draw.choice(opening)
+    sale = [
+        [*supplier, *_plain("sells the goods to"), *customer, *_plain(".")],
+        [*customer, *_plain("buys the goods from"), *supplier, *_plain(".")],
+        [*_plain("The goods are sold to"), *customer, *_plain("by"), *supplier, *_plain(".")],
+    ]
+    yield draw.choice(sale)
+    payment = [
+        [*customer, *_plain("pays"), *amount(), *_plain("by"), *date(), *_plain(".")],
+        [*_plain("The price is"), *amount(), *_plain(", due on"), *date(), *_plain(".")],
+    ]
+    yield draw.choice(payment)
+    yield [*_plain("If"), *supplier, *_plain("is late it owes"), *amount(), *_plain("a day .")]
+
+
+def contract(draw: random.Random) -> Tagged:
+    """Words and tags of one contract: sentences with entities among others without."""
+    found: Tagged = []
+    for sentence in _sentences(draw):
+        found += sentence
+        for filler in draw.sample(_FILLER, draw.randint(0, 3)):
+            found += _plain(filler)
+    return found
+
+
+def contract_splits() -> dict[str, Dataset]:
+    """Splits with columns "tokens" and "ner_tags" (names of tags)."""
+    draw = random.Random(0)
+    splits = {}
+    for split, size in _SIZES.items():
+        contracts = [contract(draw) for _ in range(size)]
+        splits[split] = Dataset.from_dict(
+            {
+                "tokens": [[word for word, _ in found] for found in contracts],
+                "ner_tags": [[tag for _, tag in found] for found in contracts],
+            }
+        )
+    return splits

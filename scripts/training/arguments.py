@@ -325,6 +325,26 @@ class TokenClassificationArguments(DataTrainingArguments):
 
 
 @dataclass
+class QuestionAnsweringArguments(DataTrainingArguments):
+    """Columns and lengths of a question-answering run."""
+
+    question_column_name: str | None = option("Column of the questions. Unset: 'question'.")
+    context_column_name: str | None = option("Column of the documents. Unset: 'context'.")
+    answer_column_name: str | None = option("Column of the answers. Unset: 'answers'.")
+    max_seq_length: int = option("Longest piece of a document in tokens, question included.", 4096)
+    doc_stride: int = option("Tokens that the pieces of a document have in common.", 128)
+    max_answer_length: int = option("Longest answer in tokens.", 64)
+    version_2_with_negative: bool = option("Some questions have no answer.", False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("max_seq_length", "doc_stride", "max_answer_length"):
+            require_positive(name, getattr(self, name))
+        columns = ("question_column_name", "context_column_name", "answer_column_name")
+        require_text(self, *columns)
+
+
+@dataclass
 class RunArguments:
     """How a run starts and when it stops, beyond transformers' training arguments."""
 

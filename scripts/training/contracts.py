@@ -1,4 +1,4 @@
-"""Contracts that need no data: generated, with the tag of every word.
+"""Contracts that need no data: generated, with the tag of every word, and questions about them.
 
 Parties, dates, amounts and places. Which party is the supplier and which the customer is told by
 the sentence alone: names are drawn for both from one list, so that looking words up does not help.
@@ -141,4 +141,40 @@ def contract_splits() -> dict[str, Dataset]:
                 "ner_tags": [[tag for _, tag in found] for found in contracts],
             }
         )
+    return splits
+
+
+_QUESTIONS = {
+    "SUPPLIER": "Who sells the goods?",
+    "CUSTOMER": "Who buys the goods?",
+    "PLACE": "Where was the agreement made?",
+    "DATE": "When was the agreement made?",
+    "AMOUNT": "What is the price?",
+}
+
+
+def question_splits() -> dict[str, Dataset]:
+    """Splits with columns "question", "context" and "answers": a question about each contract.
+
+    The answer to every question is the first entity of its kind: the date of the contract stands
+    before that of the payment, and the price before the penalty.
+    """
+    draw = random.Random(1)
+    splits = {}
+    for split, size in _SIZES.items():
+        rows = []
+        for _ in range(size):
+            tagged = contract(draw)
+            kind = draw.choice(list(_QUESTIONS))
+            context = " ".join(word for word, _ in tagged)
+            first = next(i for i, (_, tag) in enumerate(tagged) if tag == f"B-{kind}")
+            words = [tagged[first][0]]
+            for word, tag in tagged[first + 1 :]:
+                if tag != f"I-{kind}":
+                    break
+                words.append(word)
+            start = sum(len(word) + 1 for word, _ in tagged[:first])
+            answer = {"text": [" ".join(words)], "answer_start": [start]}
+            rows.append({"question": _QUESTIONS[kind], "context": context, "answers": answer})
+        splits[split] = Dataset.from_list(rows)
     return splits

@@ -2,6 +2,7 @@
 
 - Summaries: ROUGE, next to leads of the document and to the best constant output.
 - Translations: BLEU and chrF, next to the source as it is.
+- Answers: exact match and F1, next to the most frequent answer.
 - Entities: precision, recall and F1, next to looking words up.
 - Classes: accuracy and macro-F1, next to the most frequent class.
 - Language models: bits per byte, next to the xz compressor.
@@ -9,6 +10,8 @@
 
 import lzma
 import math
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,6 +40,7 @@ _COMPRESSED_BYTES = 8 << 20
 CONSTANT_CANDIDATES = 200
 CONSTANT_REFERENCES = 50
 _SHORTLIST = 10
+_HAN = re.compile(r"[\u3400-\u9fff]")
 # Outputs that differ less often than this, per different reference, ignore the document.
 _LEAST_DISTINCT_SHARE = 0.1
 
@@ -145,7 +149,7 @@ def _spread(count: int, limit: int) -> list[int]:
     return [int(step * number) for number in range(min(count, limit))]
 
 
-def _rows(
+def rows_of_metrics(
     metrics: Mapping[str, float],
     prefix: str,
     names: Mapping[str, str],
@@ -285,7 +289,7 @@ class SummaryScorer:
     @classmethod
     def rows(cls, metrics: Mapping[str, float], prefix: str) -> list[MetricRow]:
         """ROUGE of the model and of the baselines, from metrics with a trainer's `prefix`."""
-        return _rows(metrics, prefix, ROUGE_NAMES, cls.BASELINES)
+        return rows_of_metrics(metrics, prefix, ROUGE_NAMES, cls.BASELINES)
 
     @property
     def ignores_the_document(self) -> bool:
@@ -397,7 +401,7 @@ class TranslationScorer:
     def rows(cls, metrics: Mapping[str, float], prefix: str) -> list[MetricRow]:
         """BLEU and chrF of the model and of copying, from metrics with a trainer's `prefix`."""
         names = {"bleu": "BLEU", "chrf": "chrF"}
-        return _rows(metrics, prefix, names, {"copy": "copied source"})
+        return rows_of_metrics(metrics, prefix, names, {"copy": "copied source"})
 
     def records(self) -> list[dict[str, str]]:
         """Source, language, reference and output of every example of the last evaluation."""
@@ -539,7 +543,33 @@ class ClassificationScorer:
     def rows(metrics: dict[str, float], prefix: str) -> list[MetricRow]:
         """Accuracy and macro-F1 of model and majority class, from metrics with a `prefix`."""
         names = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
-        return _rows(metrics, prefix, names, {"majority": "majority class"})
+        return rows_of_metrics(metrics, prefix, names, {"majority": "majority class"})
+
+
+def _answer_tokens(text: str) -> list[str]:
+    """Words without case, punctuation and English articles; every character of Chinese is one."""
+    kept = "".join(" " if unicodedata.category(x)[0] in "PS" else x for x in text.lower())
+    spaced = _HAN.sub(r" \g<0> ", kept)
+    return [word for word in spaced.split() if word not in ("a", "an", "the")]
+
+
+def answer_scores(answers: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Exact match and F1 of words in percent, the best over the references of each answer.
+
+    A question without references is answered right by an empty answer alone. Source: SQuAD
+    (Rajpurkar et al. 2016, arXiv:1606.05250, section 6).
+    """
+    exact, overlap = [], []
+    for answer, known in zip(answers, references, strict=True):
+        own = _answer_tokens(answer)
+        found = []
+        for reference in [_answer_tokens(text) for text in known] or [[]]:
+            common = (Counter(own) & Counter(reference)).total()
+            total = len(own) + len(reference)
+            found.append((float(own == reference), 2 * common / total if total else 1.0))
+        exact.append(max(x for x, _ in found))
+        overlap.append(max(x for _, x in found))
+    return {"exact_match": 100 * float(np.mean(exact)), "f1": 100 * float(np.mean(overlap))}
 
 
 def entity_scores(
@@ -585,7 +615,7 @@ class TagScorer:
     def rows(metrics: dict[str, float], prefix: str) -> list[MetricRow]:
         """Entity metrics of model and baseline, from metrics with a `prefix`."""
         names = {"f1": "F1", "precision": "precision", "recall": "recall"}
-        return _rows(metrics, prefix, names, {"lookup": "words looked up"})
+        return rows_of_metrics(metrics, prefix, names, {"lookup": "words looked up"})
 
 
 def majority_class(labels: Sequence[int]) -> int:

@@ -35,7 +35,7 @@ from training.causal_summarization import (
     LeftPadding,
     check_training,
 )
-from training.outlook import TimeLeft, show_outlook
+from training.outlook import TimeLeft, show_outlook, time_attention
 from training.reporting import CardFacts, CardSeq2SeqTrainer, show_results, show_samples, verdict
 from training.scoring import (
     CONSTANT_CANDIDATES,
@@ -99,7 +99,15 @@ def summarize(argv: Sequence[str] | None = None) -> dict[str, float]:
         "callbacks": [*session.callbacks, TimeLeft()],
     }
     trainer = _causal_trainer(parts, data) if causal else writing_trainer(parts, data)
+    if data.predict_before_training and training.do_train and "test" in scorers:
+        trainer.compute_metrics = scorers["test"]
+        trainer.predict(encoded["test"], metric_key_prefix="untrained")
+        scorers["test"].remember_untrained()
+        trainer.compute_metrics = scorers.get("validation")
     metrics = session.train_and_evaluate(trainer, encoded, scorers.get("test"))
+    timed = {}
+    if data.time_full_attention and "train" in encoded:
+        timed = time_attention(trainer, encoded["train"])
 
     if trainer.is_world_process_zero():
         _show_and_save_summaries(scorers, metrics, lead, Path(training.output_dir))
@@ -124,9 +132,11 @@ def summarize(argv: Sequence[str] | None = None) -> dict[str, float]:
         base_model=model_args.model_name_or_path,
         limits=_limits(data, known, model_args.model_name_or_path is None),
         usage=_usage(data) if causal else _USAGE.format(length=data.max_source_length),
-        details={"longest training summary": f"{data.max_target_length} tokens"},
+        details={"longest training summary": f"{data.max_target_length} tokens", **timed},
     )
     session.finish(trainer, facts)
+    for name, found in timed.items():
+        print(f"{name}: {found}")
     return metrics
 
 

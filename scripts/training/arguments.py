@@ -215,6 +215,12 @@ class SummarizationArguments(SequenceToSequenceArguments):
         "Put the prompt into the chat template of the tokenizer, as what a user says.", False
     )
     rouge_stemmer: bool = option("Compare English word stems, as many papers do.", False)
+    predict_before_training: bool = option(
+        "Summarize the test split with the given model first, to compare with.", False
+    )
+    time_full_attention: bool = option(
+        "Time a step of the longest document in full attention too, after training.", False
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,7 +7,13 @@ from typing import Any
 
 from datasets import Dataset
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from training.models import count_in_words
 from training.scoring import IGNORED_LABEL
@@ -116,3 +122,38 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} seconds"
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
+def time_attention(trainer: Trainer, examples: Dataset, repeats: int = 2) -> dict[str, str]:
+    """Seconds of a forward and backward pass of the longest example, in turn in both attentions.
+
+    Args:
+        trainer: holds the model, in the attention that it was trained in.
+        examples: the training split, encoded.
+        repeats: passes of each; the fastest counts.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    own = model.config._attn_implementation
+    row = max(examples, key=lambda example: len(example["input_ids"]))
+    batch = trainer._prepare_inputs(trainer.data_collator([row]))
+    names = [own] if own == "sdpa" else [own, "sdpa"]
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    model.train()
+    try:
+        for _ in range(repeats):
+            for name in names:
+                model.set_attn_implementation(name)
+                start = time.perf_counter()
+                with trainer.compute_loss_context_manager():
+                    loss = trainer.compute_loss(trainer.model_wrapped, dict(batch))
+                loss.backward()
+                seconds[name].append(time.perf_counter() - start)
+    finally:
+        model.set_attn_implementation(own)
+        model.zero_grad(set_to_none=True)
+    best = {name: min(found) for name, found in seconds.items()}
+    length = len(row["input_ids"])
+    found = {f"Forward and backward pass of {length:,} tokens": f"{best[own]:.2f} s"}
+    if own != "sdpa":
+        found["The same in full attention"] = f"{best['sdpa']:.2f} s"
+    return found

@@ -239,6 +239,7 @@ class SummaryScorer:
         "lead": "lead baseline",
         "output_length_lead": "lead of output length",
         "constant": "best constant output",
+        "untrained": "model before training",
     }
 
     def __init__(
@@ -264,6 +265,14 @@ class SummaryScorer:
         }
         self._distinct_references = len(set(references))
         self._generated: dict[int, str] = {}
+        self._untrained: dict[int, str] = {}
+
+    def remember_untrained(self) -> None:
+        """From now on the last outputs are those of the model before training."""
+        self._untrained = self._generated
+        references = [self._pairs[row]["summary"] for row in self._generated]
+        scores = self._rouge(list(self._generated.values()), references, "untrained_")
+        self._fixed_scores |= scores
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
         """ROUGE of the model and of the baselines, how many outputs differ, and their length.
@@ -332,6 +341,7 @@ class SummaryScorer:
             parts = [
                 (f"document of {len(pair['document']):,} characters", pair["document"]),
                 ("reference", pair["summary"]),
+                *([("before training", self._untrained[row])] if row in self._untrained else []),
                 ("output", self._generated[row]),
             ]
             found.append(Sample(title=f"example {row}", parts=parts))

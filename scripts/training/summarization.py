@@ -50,7 +50,7 @@ HABITS = "summarization"
 # What `load_pairs` reads when no data are named.
 DEFAULT_DATA = (
     f"Python {platform.python_version()} standard library: source code of modules and classes,"
-    " docstring taken out, and that docstring as the summary"
+    " docstring taken out, and that docstring's first paragraph as the summary"
 )
 
 

@@ -162,6 +162,20 @@ def test_a_run_trains_in_sparse_attention_and_keeps_how_it_asked(causal_run, tmp
     assert len(generated) == 4
 
 
+def test_outputs_before_training_stand_next_to_those_after_it(causal_run, tmp_path, capsys):
+    more = ["--predict_before_training", "--time_full_attention", "--do_predict"]
+    metrics = run_summarization.summarize([*causal_run, *more])
+    assert 0 <= metrics["predict_untrained_rouge1"] <= 100
+    assert "eval_untrained_rouge1" not in metrics
+    shown = capsys.readouterr().out
+    assert "model before training" in shown
+    assert "before training:" in shown
+    assert "The same in full attention: 0." in shown
+    assert "The same in full attention" in (tmp_path / "run" / "README.md").read_text()
+    # What is trained stays in the attention that was asked for.
+    assert metrics["predict_loss"] > 0
+
+
 def test_more_training_makes_the_summaries_right(causal_run, tmp_path):
     more = ["--max_steps", "120", "--learning_rate", "1e-2", "--per_device_train_batch_size", "6"]
     # A new model, trained in sparse attention alone, has to decode in it too.

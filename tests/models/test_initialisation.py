@@ -33,6 +33,8 @@ def test_every_weight_is_initialised(head: Head, axial: bool) -> None:
 @pytest.mark.parametrize("pattern", ["window", "chunk"])
 def test_no_pass_reads_memory_that_it_did_not_write(mix: tuple[str, ...], pattern: str) -> None:
     head = HEAD_OF["seq2seq_lm"]
+    if pattern == "chunk":  # which hybrid layers refuse
+        mix = tuple(kind for kind in mix if kind != "hybrid")
     model = head.build(
         attn_layers=list(mix),
         decoder_attn_layers=list(mix),

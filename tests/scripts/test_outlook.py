@@ -65,6 +65,13 @@ def test_a_page_is_what_it_shows(tmp_path):
     assert read_document(str(page)) == "Caf\u00e9\nOne two three.\nx\ny\na\nb"
 
 
+def test_a_broken_pdf_is_refused(tmp_path):
+    file = tmp_path / "a.pdf"
+    file.write_bytes(b"%PDF-1.4")
+    with pytest.raises(ValueError, match="as pdf"):
+        read_document(str(file))
+
+
 def test_a_pdf_needs_its_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pypdf", None)
     file = tmp_path / "a.pdf"

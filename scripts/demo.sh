@@ -44,7 +44,7 @@ exec "$root/.venv/bin/python" "$root/scripts/run_summarization.py" \
     --learning_rate 5e-5 \
     --lr_scheduler_type cosine \
     --warmup_steps 5 \
-    --max_steps 40 \
+    --max_steps 25 \
     --save_strategy no \
     --logging_steps 4 \
     --seed 0 \

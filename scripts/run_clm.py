@@ -62,29 +62,16 @@ def model_language(argv: Sequence[str] | None = None) -> dict[str, float]:
     )
     if training.do_train:
         session.train(trainer)
-    # All scores follow from the loss, so that the test split is evaluated without predictions.
+    evaluated = session.evaluate_by_loss(
+        trainer,
+        {split: found.data for split, found in blocks.items()},
+        lambda split, loss: blocks[split].scores(loss),
+    )
     metrics: dict[str, float] = {}
     rows: list[MetricRow] = []
-    for split, prefix in (("validation", "eval"), ("test", "predict")):
-        if split not in blocks:
-            continue
-        if split == "validation":
-            found = session.evaluate(trainer)
-        else:
-            found = trainer.evaluate(blocks[split].data, metric_key_prefix=prefix)
-        loss = found[f"{prefix}_loss"]
-        scores = blocks[split].scores(loss)
-        found |= {f"{prefix}_{name}": value for name, value in scores.items()}
-        session.report(trainer, prefix, found, len(blocks[split].data))
+    for split, found in evaluated.items():
         metrics |= found
-        bits, floor = scores["bits_per_byte"], scores["xz_bits_per_byte"]
-        rows = [
-            MetricRow("loss", "loss (nats per token)", loss, lower_is_better=True),
-            MetricRow(
-                "perplexity", "perplexity per token", scores["perplexity"], lower_is_better=True
-            ),
-            MetricRow("bits_per_byte", "bits per byte", bits, {"xz compressor": floor}, True),
-        ]
+        rows = _rows(found, "eval" if split == "validation" else "predict")
         if trainer.is_world_process_zero():
             show_results(f"Scores on {split}", rows)
 
@@ -110,6 +97,19 @@ def model_language(argv: Sequence[str] | None = None) -> dict[str, float]:
     )
     session.finish(trainer, facts)
     return metrics
+
+
+def _rows(metrics: dict[str, float], prefix: str) -> list[MetricRow]:
+    """Loss, perplexity and bits per byte, from metrics with a trainer's `prefix`."""
+    loss, perplexity, bits, floor = (
+        metrics[f"{prefix}_{name}"]
+        for name in ("loss", "perplexity", "bits_per_byte", "xz_bits_per_byte")
+    )
+    return [
+        MetricRow("loss", "loss (nats per token)", loss, lower_is_better=True),
+        MetricRow("perplexity", "perplexity per token", perplexity, lower_is_better=True),
+        MetricRow("bits_per_byte", "bits per byte", bits, {"xz compressor": floor}, True),
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

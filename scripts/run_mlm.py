@@ -70,20 +70,20 @@ def model_masked_language(argv: Sequence[str] | None = None) -> dict[str, float]
     )
     if training.do_train:
         session.train(trainer)
+    evaluated = session.evaluate_by_loss(
+        trainer,
+        splits,
+        lambda split, loss: {
+            "unigram_loss": baseline.loss(splits[split]),
+            "perplexity": math.exp(min(loss, 700)),
+        },
+    )
     metrics: dict[str, float] = {}
     rows: list[MetricRow] = []
-    for split, prefix in (("validation", "eval"), ("test", "predict")):
-        if split not in splits:
-            continue
-        if split == "validation":
-            found = session.evaluate(trainer)
-        else:
-            found = trainer.evaluate(splits[split], metric_key_prefix=prefix)
-        loss, floor = found[f"{prefix}_loss"], baseline.loss(splits[split])
-        found[f"{prefix}_unigram_loss"] = floor
-        found[f"{prefix}_perplexity"] = math.exp(min(loss, 700))
-        session.report(trainer, prefix, found, len(splits[split]))
+    for split, found in evaluated.items():
         metrics |= found
+        prefix = "eval" if split == "validation" else "predict"
+        loss, floor = found[f"{prefix}_loss"], found[f"{prefix}_unigram_loss"]
         rows = [
             MetricRow("loss", "loss (nats per hidden token)", loss, {"frequencies": floor}, True)
         ]

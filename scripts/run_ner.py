@@ -20,10 +20,10 @@ import reformer_hf  # noqa: F401  (registers the architecture with the Auto clas
 from training.arguments import TokenClassificationArguments, exit_code
 from training.outlook import TimeLeft
 from training.reporting import CardFacts, CardTrainer, show_results, show_samples, verdict
-from training.scoring import TagScorer
 from training.session import begin
 from training.token_classification import (
     DEFAULT_DATA,
+    TagScorer,
     build_tagger,
     encode_tagged,
     load_tagged,

@@ -28,7 +28,7 @@ from typing import Any
 from datasets import Dataset
 
 import reformer_hf  # noqa: F401  (registers the architecture with the Auto classes)
-from training.arguments import SummarizationArguments, exit_code
+from training.arguments import ModelArguments, SummarizationArguments, exit_code
 from training.causal_summarization import (
     PLACEHOLDER,
     CausalSummaryTrainer,
@@ -71,6 +71,7 @@ def summarize(argv: Sequence[str] | None = None) -> dict[str, float]:
     model_args, data, training, session = begin(
         SummarizationArguments, WritingTrainingArguments, argv
     )
+    _require_comparisons(data, model_args, training)
     training.choose_learning_rate(from_scratch=model_args.model_name_or_path is None)
     config = SUMMARIZATION.given_config(model_args, session.checkpoint)
     pairs = load_pairs(data, model_args, training)
@@ -99,14 +100,14 @@ def summarize(argv: Sequence[str] | None = None) -> dict[str, float]:
         "callbacks": [*session.callbacks, TimeLeft()],
     }
     trainer = _causal_trainer(parts, data) if causal else writing_trainer(parts, data)
-    if data.predict_before_training and training.do_train and "test" in scorers:
+    if data.predict_before_training:
         trainer.compute_metrics = scorers["test"]
         trainer.predict(encoded["test"], metric_key_prefix="untrained")
         scorers["test"].remember_untrained()
         trainer.compute_metrics = scorers.get("validation")
     metrics = session.train_and_evaluate(trainer, encoded, scorers.get("test"))
     timed = {}
-    if data.time_full_attention and "train" in encoded:
+    if data.time_full_attention:
         timed = time_attention(trainer, encoded["train"])
 
     if trainer.is_world_process_zero():
@@ -138,6 +139,28 @@ def summarize(argv: Sequence[str] | None = None) -> dict[str, float]:
     for name, found in timed.items():
         print(f"{name}: {found}")
     return metrics
+
+
+def _require_comparisons(
+    data: SummarizationArguments, model: ModelArguments, training: WritingTrainingArguments
+) -> None:
+    """Refuse comparisons that the run has nothing to make of.
+
+    Raises:
+        ValueError: naming what is missing.
+    """
+    tested = training.do_train and training.do_predict and training.predict_with_generate
+    if data.predict_before_training and not tested:
+        raise ValueError(
+            "predict_before_training: expected --do_train, --do_predict and generated summaries"
+            " next to it, got not all of them"
+        )
+    sparse = training.do_train and model.attn_implementation == "reformer"
+    if data.time_full_attention and not sparse:
+        raise ValueError(
+            "time_full_attention: expected --do_train and --attn_implementation reformer next to"
+            f" it, got {model.attn_implementation!r}"
+        )
 
 
 def _usage(data: SummarizationArguments) -> str:

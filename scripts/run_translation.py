@@ -25,13 +25,13 @@ import reformer_hf  # noqa: F401  (registers the architecture with the Auto clas
 from training.arguments import TranslationArguments, exit_code
 from training.outlook import TimeLeft, show_outlook
 from training.reporting import CardFacts, show_results, show_samples, verdict
-from training.scoring import TranslationScorer
 from training.sequence_to_sequence import encode_pairs, writing_trainer
 from training.session import begin
 from training.training_arguments import WritingTrainingArguments
 from training.translation import (
     DEFAULT_DATA,
     TRANSLATION,
+    TranslationScorer,
     build_translator,
     load_translations,
     tag,

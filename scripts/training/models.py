@@ -101,6 +101,15 @@ def load_tokenizer(
     return train_bpe_tokenizer(training_texts, vocab_size, append_eos=append_eos)
 
 
+def require_offsets(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ValueError unless the tokenizer can say where its tokens stand in a text."""
+    if not tokenizer.is_fast:
+        raise ValueError(
+            "tokenizer_name: expected a tokenizer that says where its tokens stand (of the"
+            f" tokenizers library), got {type(tokenizer).__name__}"
+        )
+
+
 @dataclass(frozen=True)
 class Preset:
     """The numbers that make a size; everything else is the configuration's default."""

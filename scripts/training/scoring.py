@@ -1,26 +1,21 @@
 """Scores, each next to a baseline that costs nothing.
 
 - Summaries: ROUGE, next to leads of the document and to the best constant output.
-- Translations: BLEU and chrF, next to the source as it is.
-- Answers: exact match and F1, next to the most frequent answer.
-- Entities: precision, recall and F1, next to looking words up.
 - Classes: accuracy and macro-F1, next to the most frequent class.
 - Language models: bits per byte, next to the xz compressor.
+
+Scores of translations, answers and entities stand with their tasks.
 """
 
 import lzma
 import math
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
-import sacrebleu
 from datasets import Dataset
-from seqeval.metrics import accuracy_score, f1_score, precision_score, recall_score
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from training.reporting import MetricRow, Sample
@@ -40,7 +35,6 @@ _COMPRESSED_BYTES = 8 << 20
 CONSTANT_CANDIDATES = 200
 CONSTANT_REFERENCES = 50
 _SHORTLIST = 10
-_HAN = re.compile(r"[\u3400-\u9fff]")
 # Outputs that differ less often than this, per different reference, ignore the document.
 _LEAST_DISTINCT_SHARE = 0.1
 
@@ -356,107 +350,6 @@ class SummaryScorer:
         return {prefix + name: score for name, score in scores.items()}
 
 
-class TranslationScorer:
-    """Computes BLEU and chrF of one split for a trainer, with the baseline of copying the source.
-
-    Both are of the whole split in each language (sacreBLEU, Post 2018), and averaged over the
-    languages. BLEU counts characters in Chinese and Japanese.
-
-    Args:
-        tokenizer: decodes the generated ids.
-        pairs: the split, with columns "source", "target" and "lang".
-        labels: the label ids of the same rows, as the trainer sees them.
-    """
-
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        pairs: Dataset,
-        labels: Iterable[Sequence[int]],
-    ) -> None:
-        self._reader = OutputReader(tokenizer, labels)
-        self._pairs = pairs
-        self._generated: dict[int, str] = {}
-
-    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Scores of the model and of copying; with several languages also chrF of each."""
-        rows = self._reader.rows(prediction.label_ids)
-        generated = self._reader.texts(prediction.predictions)
-        self._generated = dict(sorted(zip(rows, generated, strict=True)))
-        found: dict[str, list[float]] = {}
-        by_lang: dict[str, list[int]] = {}
-        for row in self._generated:
-            by_lang.setdefault(self._pairs[row]["lang"], []).append(row)
-        metrics: dict[str, float] = {}
-        for lang, own in sorted(by_lang.items()):
-            references = [self._pairs[row]["target"] for row in own]
-            outputs = {
-                "": [self._generated[row] for row in own],
-                "copy_": [self._pairs[row]["source"] for row in own],
-            }
-            for prefix, texts in outputs.items():
-                for name, score in translation_scores(texts, references, lang).items():
-                    found.setdefault(prefix + name, []).append(score)
-            if len(by_lang) > 1:
-                metrics[f"chrf_{lang}"] = found["chrf"][-1]
-                metrics[f"copy_chrf_{lang}"] = found["copy_chrf"][-1]
-        metrics |= {name: float(np.mean(scores)) for name, scores in found.items()}
-        metrics["exact_match"] = float(
-            np.mean([text == self._pairs[row]["target"] for row, text in self._generated.items()])
-        )
-        metrics["gen_len"] = self._reader.mean_length(prediction.predictions)
-        return {name: round(value, 4) for name, value in metrics.items()}
-
-    @classmethod
-    def rows(cls, metrics: Mapping[str, float], prefix: str) -> list[MetricRow]:
-        """BLEU and chrF of the model and of copying, from metrics with a trainer's `prefix`."""
-        names = {"bleu": "BLEU", "chrf": "chrF"}
-        return rows_of_metrics(metrics, prefix, names, {"copy": "copied source"})
-
-    def records(self) -> list[dict[str, str]]:
-        """Source, language, reference and output of every example of the last evaluation."""
-        return [
-            {
-                "source": self._pairs[row]["source"],
-                "lang": self._pairs[row]["lang"],
-                "reference": self._pairs[row]["target"],
-                "generated": text,
-            }
-            for row, text in self._generated.items()
-        ]
-
-    def samples(self, count: int = 3) -> list[Sample]:
-        """The first `count` examples: source, reference and output."""
-        return [
-            Sample(
-                title=f"example {number}" + (f", to {record['lang']}" if record["lang"] else ""),
-                parts=[
-                    ("source", record["source"]),
-                    ("reference", record["reference"]),
-                    ("output", record["generated"]),
-                ],
-            )
-            for number, record in enumerate(self.records()[:count])
-        ]
-
-
-def translation_scores(
-    texts: Sequence[str], references: Sequence[str], lang: str = ""
-) -> dict[str, float]:
-    """Corpus BLEU and chrF2 in percent.
-
-    Args:
-        texts: the outputs.
-        references: one of each.
-        lang: of the references; Chinese and Japanese are compared by characters.
-    """
-    by_character = lang.replace("-", "_").split("_")[0].lower() in ("zh", "ja")
-    tokenize = "char" if by_character else "13a"
-    bleu = sacrebleu.corpus_bleu(list(texts), [list(references)], tokenize=tokenize)
-    chrf = sacrebleu.corpus_chrf(list(texts), [list(references)])
-    return {"bleu": bleu.score, "chrf": chrf.score}
-
-
 def summary_scorers(
     pairs: Mapping[str, Dataset],
     encoded: Mapping[str, Dataset],
@@ -554,78 +447,6 @@ class ClassificationScorer:
         """Accuracy and macro-F1 of model and majority class, from metrics with a `prefix`."""
         names = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
         return rows_of_metrics(metrics, prefix, names, {"majority": "majority class"})
-
-
-def _answer_tokens(text: str) -> list[str]:
-    """Words without case, punctuation and English articles; every character of Chinese is one."""
-    kept = "".join(" " if unicodedata.category(x)[0] in "PS" else x for x in text.lower())
-    spaced = _HAN.sub(r" \g<0> ", kept)
-    return [word for word in spaced.split() if word not in ("a", "an", "the")]
-
-
-def answer_scores(answers: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Exact match and F1 of words in percent, the best over the references of each answer.
-
-    A question without references is answered right by an empty answer alone. Source: SQuAD
-    (Rajpurkar et al. 2016, arXiv:1606.05250, section 6).
-    """
-    exact, overlap = [], []
-    for answer, known in zip(answers, references, strict=True):
-        own = _answer_tokens(answer)
-        found = []
-        for reference in [_answer_tokens(text) for text in known] or [[]]:
-            common = (Counter(own) & Counter(reference)).total()
-            total = len(own) + len(reference)
-            found.append((float(own == reference), 2 * common / total if total else 1.0))
-        exact.append(max(x for x, _ in found))
-        overlap.append(max(x for _, x in found))
-    return {"exact_match": 100 * float(np.mean(exact)), "f1": 100 * float(np.mean(overlap))}
-
-
-def entity_scores(
-    predicted: Sequence[Sequence[str]], actual: Sequence[Sequence[str]]
-) -> dict[str, float]:
-    """Precision, recall and F1 of whole entities (seqeval), and the share of right tags."""
-    tags = [list(row) for row in actual], [list(row) for row in predicted]
-    return {
-        "precision": float(precision_score(*tags, zero_division=0)),
-        "recall": float(recall_score(*tags, zero_division=0)),
-        "f1": float(f1_score(*tags, zero_division=0)),
-        "accuracy": float(accuracy_score(*tags)),
-    }
-
-
-class TagScorer:
-    """Computes the entity metrics of one split for a trainer, with a baseline that looks words up.
-
-    The baseline gives every word the tag that it has most often in training, and one that it does
-    not know the tag "O".
-
-    Args:
-        names: of the tags, by number.
-        baseline: scores of the baseline on the same words.
-    """
-
-    def __init__(self, names: Sequence[str], baseline: Mapping[str, float]) -> None:
-        self._names = names
-        self._baseline = baseline
-
-    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Scores of the model and of the baseline; predictions are numbers of tags."""
-        labels = np.asarray(prediction.label_ids)
-        found, actual = [], []
-        for own, predicted in zip(labels, np.asarray(prediction.predictions), strict=True):
-            known = own != IGNORED_LABEL
-            actual.append([self._names[tag] for tag in own[known]])
-            found.append([self._names[tag] for tag in predicted[known]])
-        baseline = {f"lookup_{name}": score for name, score in self._baseline.items()}
-        return entity_scores(found, actual) | baseline
-
-    @staticmethod
-    def rows(metrics: dict[str, float], prefix: str) -> list[MetricRow]:
-        """Entity metrics of model and baseline, from metrics with a `prefix`."""
-        names = {"f1": "F1", "precision": "precision", "recall": "recall"}
-        return rows_of_metrics(metrics, prefix, names, {"lookup": "words looked up"})
 
 
 def majority_class(labels: Sequence[int]) -> int:

@@ -3,7 +3,7 @@
 import logging
 import sys
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,6 +129,33 @@ class Session:
         metrics.pop("step", None)
         if evaluations and evaluations[0]["step"] == 0 and trainer.state.global_step > 0:
             metrics["eval_loss_at_start"] = evaluations[0]["eval_loss"]
+        return metrics
+
+    def evaluate_by_loss(
+        self,
+        trainer: Trainer,
+        splits: Mapping[str, Dataset],
+        score: Callable[[str, float], dict[str, float]],
+    ) -> dict[str, dict[str, Any]]:
+        """Metrics of "validation" and "test" that follow from the loss, so nothing is predicted.
+
+        Args:
+            trainer: holds the model and the validation split.
+            splits: those that this run needs.
+            score: what a split's loss amounts to, by name.
+        """
+        metrics: dict[str, dict[str, Any]] = {}
+        for split, prefix in (("validation", "eval"), ("test", "predict")):
+            if split not in splits:
+                continue
+            if split == "validation":
+                found = self.evaluate(trainer)
+            else:
+                found = trainer.evaluate(splits[split], metric_key_prefix=prefix)
+            scores = score(split, found[f"{prefix}_loss"])
+            found |= {f"{prefix}_{name}": value for name, value in scores.items()}
+            self.report(trainer, prefix, found, len(splits[split]))
+            metrics[split] = found
         return metrics
 
     @staticmethod

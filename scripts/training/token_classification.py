@@ -1,14 +1,17 @@
 """What is particular to token classification: words with a tag each, and the tagger."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import ClassLabel, Dataset
+from seqeval.metrics import accuracy_score, f1_score, precision_score, recall_score
 from transformers import (
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
     AutoModelForTokenClassification,
+    EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainingArguments,
@@ -17,9 +20,9 @@ from transformers import (
 from training.arguments import ModelArguments, TokenClassificationArguments, require_one_of
 from training.contracts import contract_splits
 from training.data import first_rows, load_splits, needed_splits, required_split, tokenize
-from training.models import Task, load_tokenizer, new_config
-from training.reporting import Sample
-from training.scoring import IGNORED_LABEL, entity_scores
+from training.models import Task, load_tokenizer, new_config, require_offsets
+from training.reporting import MetricRow, Sample
+from training.scoring import IGNORED_LABEL, rows_of_metrics
 
 TOKEN_CLASSIFICATION = Task(
     "token classification",
@@ -103,11 +106,7 @@ def build_tagger(
         texts = (" ".join(words) for words in examples["train"]["words"])
     config = TOKEN_CLASSIFICATION.given_config(arguments, checkpoint, tags)
     tokenizer = load_tokenizer(arguments, checkpoint, texts)
-    if not tokenizer.is_fast:
-        raise ValueError(
-            "tokenizer_name: expected a tokenizer that says where its tokens stand (of the"
-            f" tokenizers library), got {type(tokenizer).__name__}"
-        )
+    require_offsets(tokenizer)
     config = config or new_config(arguments, tokenizer, data.max_seq_length, classes=tags)
     model = TOKEN_CLASSIFICATION.load_model(arguments, config, tokenizer, data.max_seq_length)
     return tokenizer, model
@@ -170,6 +169,52 @@ def _labels(
         inside = [at for at in (start, start + 1) if at < stop and at in starts]
         labels.append(starts[inside[0]] if inside else IGNORED_LABEL)
     return labels
+
+
+def entity_scores(
+    predicted: Sequence[Sequence[str]], actual: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """Precision, recall and F1 of whole entities (seqeval), and the share of right tags."""
+    tags = [list(row) for row in actual], [list(row) for row in predicted]
+    return {
+        "precision": float(precision_score(*tags, zero_division=0)),
+        "recall": float(recall_score(*tags, zero_division=0)),
+        "f1": float(f1_score(*tags, zero_division=0)),
+        "accuracy": float(accuracy_score(*tags)),
+    }
+
+
+class TagScorer:
+    """Computes the entity metrics of one split for a trainer, with a baseline that looks words up.
+
+    The baseline gives every word the tag that it has most often in training, and one that it does
+    not know the tag "O".
+
+    Args:
+        names: of the tags, by number.
+        baseline: scores of the baseline on the same words.
+    """
+
+    def __init__(self, names: Sequence[str], baseline: Mapping[str, float]) -> None:
+        self._names = names
+        self._baseline = baseline
+
+    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Scores of the model and of the baseline; predictions are numbers of tags."""
+        labels = np.asarray(prediction.label_ids)
+        found, actual = [], []
+        for own, predicted in zip(labels, np.asarray(prediction.predictions), strict=True):
+            known = own != IGNORED_LABEL
+            actual.append([self._names[tag] for tag in own[known]])
+            found.append([self._names[tag] for tag in predicted[known]])
+        baseline = {f"lookup_{name}": score for name, score in self._baseline.items()}
+        return entity_scores(found, actual) | baseline
+
+    @staticmethod
+    def rows(metrics: dict[str, float], prefix: str) -> list[MetricRow]:
+        """Entity metrics of model and baseline, from metrics with a `prefix`."""
+        names = {"f1": "F1", "precision": "precision", "recall": "recall"}
+        return rows_of_metrics(metrics, prefix, names, {"lookup": "words looked up"})
 
 
 def lookup_baseline(known: Dataset, examples: Dataset) -> dict[str, float]:

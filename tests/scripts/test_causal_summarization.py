@@ -211,6 +211,8 @@ def test_a_run_that_goes_on_keeps_its_attention(causal_run, tmp_path, caplog):
         (["--max_source_length", "10"], "max_source_length: expected more than the prompt's"),
         (["--prompt_template", "Sum up"], "prompt_template: expected {document} once, got it 0"),
         (["--max_source_length", "600"], "max_source_length: expected at most 512"),
+        (["--predict_before_training"], "predict_before_training: expected --do_train"),
+        (["--time_full_attention", "--do_train", "false"], "time_full_attention: expected"),
     ],
     ids=lambda x: x[0] if isinstance(x, list) else "",
 )

@@ -11,8 +11,13 @@ import run_ner
 from reformer_hf import ReformerForTokenClassification, byte_tokenizer
 from training.arguments import TokenClassificationArguments
 from training.contracts import contract, contract_splits
-from training.scoring import entity_scores
-from training.token_classification import _labels, _select, encode_tagged, lookup_baseline
+from training.token_classification import (
+    _labels,
+    _select,
+    encode_tagged,
+    entity_scores,
+    lookup_baseline,
+)
 
 SMALL = ["--max_seq_length", "64", "--vocab_size", "300"]
 FEW = ["--max_train_samples", "8", "--max_eval_samples", "4", "--max_predict_samples", "4"]

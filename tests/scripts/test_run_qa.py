@@ -15,10 +15,10 @@ from training.contracts import question_splits
 from training.question_answering import (
     AnswerScorer,
     _select,
+    answer_scores,
     encode_questions,
     most_frequent_answer,
 )
-from training.scoring import answer_scores
 
 SMALL = ["--max_seq_length", "96", "--doc_stride", "16", "--vocab_size", "300"]
 FEW = ["--max_train_samples", "8", "--max_eval_samples", "4", "--max_predict_samples", "4"]

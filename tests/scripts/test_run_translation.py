@@ -10,8 +10,7 @@ import run_translation
 from reformer_hf import ReformerForConditionalGeneration
 from training.arguments import TranslationArguments
 from training.number_words import english, german, number_splits
-from training.scoring import translation_scores
-from training.translation import _select
+from training.translation import _select, translation_scores
 
 LENGTHS = ["--max_source_length", "32", "--max_target_length", "24", "--vocab_size", "300"]
 

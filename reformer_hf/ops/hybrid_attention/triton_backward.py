@@ -33,6 +33,8 @@ from reformer_hf.ops.hybrid_attention.triton_tiles import (
     key_places,
     key_tokens,
     keys_of_tile,
+    load_seen_keys,
+    load_seen_sinks,
     not_seen_before,
     query_places,
     query_slots,
@@ -157,7 +159,6 @@ def queries_kernel(
         key_order += line * num_keys
         query_place += slice_ * rounds * slots
         key_place += slice_ * rounds * num_keys
-        now = tl.cast(round_, tl.int64)
 
     slot = tl.program_id(0) * BLOCK
     number, head, place_in_turn, valid = query_slots(
@@ -167,17 +168,7 @@ def queries_kernel(
     m_query = (place_in_turn + start).to(tl.int64)
     q = gather(query, head * query_h + m_query * query_n, valid, SIZE, HEAD)
     g = gather(grad_out, head * grad_h + m_query * grad_n, valid, VALUE_SIZE, VALUE)
-    if LOCAL:
-        own_place = query_places(query_place, number, place_in_turn, valid, first, after)
-    else:
-        own_place = query_places(
-            query_place + now * slots,
-            number,
-            place_in_turn,
-            valid,
-            first,
-            after,
-        )
+    own_place = query_places(query_place, number, place_in_turn, valid, first, after, slots, round_)
     query_code = query_codes(query_seed, (b + first_row) * heads + head, 0, place_in_turn + first)
     line = (b * heads + head) * queries + m_query
     own_base = tl.load(base + line, mask=valid, other=float("inf"))
@@ -186,48 +177,21 @@ def queries_kernel(
 
     begin, end = keys_of_tile(cursor, slot, slots, first, after, reach, num_keys, group, BLOCK)
     for rank in range(begin, end, BLOCK):
-        ranks = rank + tl.arange(0, BLOCK)
-        key_valid = ranks < end
-        tokens = key_tokens(key_order, ranks, key_valid)
-        k = gather(key, tokens.to(tl.int64) * key_n, key_valid, SIZE, HEAD)
-        v = gather(value, tokens.to(tl.int64) * value_n, key_valid, VALUE_SIZE, VALUE)
-        if LOCAL:
-            own = key_places(key_place, tokens, key_valid)
-            visible = sees(own_place[:, None], own[None, :], reach)
-        else:
-            own = key_places(key_place + now * num_keys, tokens, key_valid)
-            visible = sees(own_place[:, None], own[None, :], reach)
-            visible = not_seen_before(
-                visible,
-                query_place,
-                key_place,
-                number[:, None],
-                tokens[None, :],
-                valid[:, None],
-                key_valid[None, :],
-                slots,
-                num_keys,
-                reach,
-                round_,
-            )
+        tokens, k, v, visible = load_seen_keys(
+            key, value, key_order, query_place, key_place, own_place, number, valid, rank, end,
+            key_n, value_n, slots, num_keys, reach, round_,
+            SIZE, VALUE_SIZE, HEAD, VALUE, BLOCK, LOCAL,
+        )  # fmt: skip
         dq = _query_gradient(
             dq, q, g, k, v, own_base, own_delta, visible, query_code, tokens,
             scale, key_seed, threshold, keep_scale, DROPOUT, PRECISION,
         )  # fmt: skip
     if LOCAL:
         for sink in range(0, sinks, BLOCK):
-            tokens = sink + tl.arange(0, BLOCK)
-            key_valid = tokens < sinks
-            k = gather(key, tokens.to(tl.int64) * key_n, key_valid, SIZE, HEAD)
-            v = gather(value, tokens.to(tl.int64) * value_n, key_valid, VALUE_SIZE, VALUE)
-            visible = sees_sink(
-                (place_in_turn + first)[:, None],
-                tokens[None, :],
-                valid[:, None],
-                key_valid[None, :],
-                local_window,
-                CAUSAL,
-            )
+            tokens, k, v, visible = load_seen_sinks(
+                key, value, place_in_turn + first, valid, sink, sinks, key_n, value_n,
+                local_window, SIZE, VALUE_SIZE, HEAD, VALUE, BLOCK, CAUSAL,
+            )  # fmt: skip
             dq = _query_gradient(
                 dq, q, g, k, v, own_base, own_delta, visible, query_code, tokens,
                 scale, key_seed, threshold, keep_scale, DROPOUT, PRECISION,
@@ -319,7 +283,6 @@ def keys_kernel(
         key_order += line * num_keys
         query_place += slice_ * rounds * slots
         key_place += slice_ * rounds * num_keys
-        now = tl.cast(round_, tl.int64)
         bounds = queries_of_keys + (line * tl.num_programs(0) + tile) * 2
 
     if SINKS:
@@ -340,10 +303,7 @@ def keys_kernel(
     tokens = key_tokens(key_order, ranks, key_valid)
     k = gather(key, tokens.to(tl.int64) * key_n, key_valid, SIZE, HEAD)
     v = gather(value, tokens.to(tl.int64) * value_n, key_valid, VALUE_SIZE, VALUE)
-    if LOCAL:
-        own = key_places(key_place, tokens, key_valid)
-    else:
-        own = key_places(key_place + now * num_keys, tokens, key_valid)
+    own = key_places(key_place, tokens, key_valid, num_keys, round_)
     key_code = key_codes(key_seed, tokens)
 
     dk = tl.zeros([BLOCK, HEAD], tl.float32)
@@ -368,32 +328,25 @@ def keys_kernel(
                 local_window,
                 CAUSAL,
             )
-        elif LOCAL:
-            places = query_places(query_place, number, place_in_turn, valid, first, after)
-            visible = sees(places[None, :], own[:, None], reach)
         else:
             places = query_places(
-                query_place + now * slots,
-                number,
-                place_in_turn,
-                valid,
-                first,
-                after,
+                query_place, number, place_in_turn, valid, first, after, slots, round_
             )
             visible = sees(places[None, :], own[:, None], reach)
-            visible = not_seen_before(
-                visible,
-                query_place,
-                key_place,
-                number[None, :],
-                tokens[:, None],
-                valid[None, :],
-                key_valid[:, None],
-                slots,
-                num_keys,
-                reach,
-                round_,
-            )
+            if not LOCAL:
+                visible = not_seen_before(
+                    visible,
+                    query_place,
+                    key_place,
+                    number[None, :],
+                    tokens[:, None],
+                    valid[None, :],
+                    key_valid[:, None],
+                    slots,
+                    num_keys,
+                    reach,
+                    round_,
+                )
         s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale
         p = tl.exp2(tl.where(visible, s - query_base[None, :], -float("inf")))
         dp = tl.dot(v, tl.trans(g), input_precision=PRECISION)

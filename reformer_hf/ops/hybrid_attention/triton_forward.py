@@ -26,14 +26,11 @@ from torch import Tensor
 from reformer_hf.ops.hybrid_attention.call import HybridCall, empty_output, forward_by_row
 from reformer_hf.ops.hybrid_attention.triton_tiles import (
     gather,
-    key_places,
-    key_tokens,
     keys_of_tile,
-    not_seen_before,
+    load_seen_keys,
+    load_seen_sinks,
     query_places,
     query_slots,
-    sees,
-    sees_sink,
     store,
 )
 from reformer_hf.ops.hybrid_attention.triton_turns import FORWARD, VARIABLE, Launch, turns
@@ -142,7 +139,6 @@ def forward_kernel(
         key_order += line * num_keys
         query_place += slice_ * rounds * slots
         key_place += slice_ * rounds * num_keys
-        now = tl.cast(round_, tl.int64)
 
     slot = tl.program_id(0) * BLOCK
     number, head, place_in_turn, valid = query_slots(
@@ -151,17 +147,7 @@ def forward_kernel(
     head = h * group + head
     m_query = (place_in_turn + start).to(tl.int64)
     q = gather(query, head * query_h + m_query * query_n, valid, SIZE, HEAD)
-    if LOCAL:
-        own_place = query_places(query_place, number, place_in_turn, valid, first, after)
-    else:
-        own_place = query_places(
-            query_place + now * slots,
-            number,
-            place_in_turn,
-            valid,
-            first,
-            after,
-        )
+    own_place = query_places(query_place, number, place_in_turn, valid, first, after, slots, round_)
     query_code = query_codes(query_seed, (b + first_row) * heads + head, 0, place_in_turn + first)
 
     line = (b * heads + head) * queries + m_query
@@ -177,48 +163,21 @@ def forward_kernel(
 
     begin, end = keys_of_tile(cursor, slot, slots, first, after, reach, num_keys, group, BLOCK)
     for rank in range(begin, end, BLOCK):
-        ranks = rank + tl.arange(0, BLOCK)
-        key_valid = ranks < end
-        tokens = key_tokens(key_order, ranks, key_valid)
-        k = gather(key, tokens.to(tl.int64) * key_n, key_valid, SIZE, HEAD)
-        v = gather(value, tokens.to(tl.int64) * value_n, key_valid, VALUE_SIZE, VALUE)
-        if LOCAL:
-            own = key_places(key_place, tokens, key_valid)
-            visible = sees(own_place[:, None], own[None, :], reach)
-        else:
-            own = key_places(key_place + now * num_keys, tokens, key_valid)
-            visible = sees(own_place[:, None], own[None, :], reach)
-            visible = not_seen_before(
-                visible,
-                query_place,
-                key_place,
-                number[:, None],
-                tokens[None, :],
-                valid[:, None],
-                key_valid[None, :],
-                slots,
-                num_keys,
-                reach,
-                round_,
-            )
+        tokens, k, v, visible = load_seen_keys(
+            key, value, key_order, query_place, key_place, own_place, number, valid, rank, end,
+            key_n, value_n, slots, num_keys, reach, round_,
+            SIZE, VALUE_SIZE, HEAD, VALUE, BLOCK, LOCAL,
+        )  # fmt: skip
         m, sums, a = _take_in(
             m, sums, a, q, k, v, visible, query_code, tokens,
             scale, key_seed, threshold, keep_scale, DROPOUT, PRECISION,
         )  # fmt: skip
     if LOCAL:
         for sink in range(0, sinks, BLOCK):
-            tokens = sink + tl.arange(0, BLOCK)
-            key_valid = tokens < sinks
-            k = gather(key, tokens.to(tl.int64) * key_n, key_valid, SIZE, HEAD)
-            v = gather(value, tokens.to(tl.int64) * value_n, key_valid, VALUE_SIZE, VALUE)
-            visible = sees_sink(
-                (place_in_turn + first)[:, None],
-                tokens[None, :],
-                valid[:, None],
-                key_valid[None, :],
-                local_window,
-                CAUSAL,
-            )
+            tokens, k, v, visible = load_seen_sinks(
+                key, value, place_in_turn + first, valid, sink, sinks, key_n, value_n,
+                local_window, SIZE, VALUE_SIZE, HEAD, VALUE, BLOCK, CAUSAL,
+            )  # fmt: skip
             m, sums, a = _take_in(
                 m, sums, a, q, k, v, visible, query_code, tokens,
                 scale, key_seed, threshold, keep_scale, DROPOUT, PRECISION,

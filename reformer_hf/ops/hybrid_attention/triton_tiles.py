@@ -71,22 +71,22 @@ def store(x, offsets, valid, tile, SIZE: tl.constexpr, PADDED: tl.constexpr):
 
 
 @triton.jit
-def query_places(place, number, query, valid, first, after):
-    """Places ``[BLOCK]`` int32 of queries."""
+def query_places(place, number, query, valid, first, after, slots, r):
+    """Places ``[BLOCK]`` int32 of queries in the ``r``-th of the rounds, ``slots`` numbers each."""
     if place is None:
         own = query + first + after
     else:
-        own = tl.load(place + number, mask=valid, other=0)
+        own = tl.load(place + tl.cast(r, tl.int64) * slots + number, mask=valid, other=0)
     return tl.where(valid, own, _NO_QUERY)
 
 
 @triton.jit
-def key_places(place, tokens, valid):
-    """Places ``[BLOCK]`` int32 of keys."""
+def key_places(place, tokens, valid, keys, r):
+    """Places ``[BLOCK]`` int32 of keys in the ``r``-th of the rounds, ``keys`` of them each."""
     if place is None:
         own = tokens
     else:
-        own = tl.load(place + tokens, mask=valid, other=0)
+        own = tl.load(place + tl.cast(r, tl.int64) * keys + tokens, mask=valid, other=0)
     return tl.where(valid, own, _NO_KEY)
 
 
@@ -134,3 +134,87 @@ def keys_of_tile(cursor, slot, stop, first, after, reach, num_keys, group, BLOCK
         lowest = tl.load(cursor + slot)
         highest = tl.load(cursor + last)
     return tl.maximum(lowest - reach, 0), tl.minimum(highest, num_keys)
+
+
+@triton.jit
+def load_seen_keys(
+    key,
+    value,
+    key_order,
+    query_place,
+    key_place,
+    own_place,
+    number,
+    valid,
+    rank,
+    end,
+    key_n,
+    value_n,
+    slots,
+    num_keys,
+    reach,
+    round_,
+    SIZE: tl.constexpr,
+    VALUE_SIZE: tl.constexpr,
+    HEAD: tl.constexpr,
+    VALUE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    LOCAL: tl.constexpr,
+):
+    """Numbers, keys and values from a rank on, and which queries of the tile see which of them."""
+    ranks = rank + tl.arange(0, BLOCK)
+    key_valid = ranks < end
+    tokens = key_tokens(key_order, ranks, key_valid)
+    k = gather(key, tokens.to(tl.int64) * key_n, key_valid, SIZE, HEAD)
+    v = gather(value, tokens.to(tl.int64) * value_n, key_valid, VALUE_SIZE, VALUE)
+    own = key_places(key_place, tokens, key_valid, num_keys, round_)
+    visible = sees(own_place[:, None], own[None, :], reach)
+    if not LOCAL:
+        visible = not_seen_before(
+            visible,
+            query_place,
+            key_place,
+            number[:, None],
+            tokens[None, :],
+            valid[:, None],
+            key_valid[None, :],
+            slots,
+            num_keys,
+            reach,
+            round_,
+        )
+    return tokens, k, v, visible
+
+
+@triton.jit
+def load_seen_sinks(
+    key,
+    value,
+    positions,
+    valid,
+    sink,
+    sinks,
+    key_n,
+    value_n,
+    local_window,
+    SIZE: tl.constexpr,
+    VALUE_SIZE: tl.constexpr,
+    HEAD: tl.constexpr,
+    VALUE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CAUSAL: tl.constexpr,
+):
+    """The same of the sinks from one on, which are seen beyond the local window."""
+    tokens = sink + tl.arange(0, BLOCK)
+    key_valid = tokens < sinks
+    k = gather(key, tokens.to(tl.int64) * key_n, key_valid, SIZE, HEAD)
+    v = gather(value, tokens.to(tl.int64) * value_n, key_valid, VALUE_SIZE, VALUE)
+    visible = sees_sink(
+        positions[:, None],
+        tokens[None, :],
+        valid[:, None],
+        key_valid[None, :],
+        local_window,
+        CAUSAL,
+    )
+    return tokens, k, v, visible

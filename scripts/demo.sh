@@ -37,14 +37,14 @@ exec "$root/.venv/bin/python" "$root/scripts/run_summarization.py" \
     --bf16 \
     --max_source_length 2048 \
     --max_target_length 48 \
-    --max_predict_samples 24 \
+    --max_predict_samples 16 \
     --per_device_train_batch_size 1 \
     --gradient_accumulation_steps 2 \
     --per_device_eval_batch_size 4 \
     --learning_rate 5e-5 \
     --lr_scheduler_type cosine \
-    --warmup_steps 5 \
-    --max_steps 25 \
+    --warmup_steps 3 \
+    --max_steps 15 \
     --save_strategy no \
     --logging_steps 4 \
     --seed 0 \

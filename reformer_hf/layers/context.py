@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import EncoderDecoderCache
 
 from reformer_hf.cache import ReformerCache
 from reformer_hf.configuration_reformer import DEFAULT_HASH_SEED, ReformerConfig
+from reformer_hf.ops.head_share import HeadShare
 from reformer_hf.ops.padding import Padding
 from reformer_hf.ops.seeds import fold_seed, fresh_seed
+from reformer_hf.ops.sequence_group import SequenceGroup, SequenceShard
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,9 @@ class ForwardContext:
         planned_lengths: tokens of every row that numbers of buckets are chosen for, if not those
             of the pass.
         cache: the tokens before the new ones, which attend to them and go into it.
+        shard: this rank's part of the tokens, where sequences are split; ``padding`` is that of
+            whole rows.
+        source_shard: likewise of the encoder's tokens; ``encoder_real`` is that of whole rows.
         cross_cache: where cross-attention layers keep the keys and values of the encoder's output,
             and find them in the next decoding step.
     """
@@ -40,8 +47,30 @@ class ForwardContext:
     num_buckets: int | list[int] | None = None
     output_attentions: bool = False
     planned_lengths: tuple[int, ...] | None = None
+    shard: SequenceShard | None = None
+    source_shard: SequenceShard | None = None
     cache: ReformerCache | None = field(default=None, compare=False)
     cross_cache: EncoderDecoderCache | None = field(default=None, compare=False)
+
+    def head_share(self, num_heads: int) -> HeadShare | None:
+        """Which of a layer's heads attend here; ``None``: all."""
+        if self.shard is None:
+            return None
+        return HeadShare(self.shard.heads(num_heads)[0], num_heads)
+
+    @property
+    def group(self) -> SequenceGroup | None:
+        """Who takes part in this pass besides, each with a part of the tokens or of the source."""
+        either = self.shard or self.source_shard
+        return None if either is None else either.group
+
+    def randomness(self, device: torch.device) -> contextlib.AbstractContextManager[None]:
+        """Where dropout draws: ranks that share a sequence differ by their tokens alone."""
+        if self.shard is not None:
+            return self.shard.randomness(self.dropout_seed, device)
+        if self.source_shard is not None:
+            return self.source_shard.randomness(self.dropout_seed, device, own=False)
+        return contextlib.nullcontext()
 
 
 def draw_seeds(config: ReformerConfig, training: bool) -> tuple[int, int]:

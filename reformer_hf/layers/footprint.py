@@ -11,12 +11,13 @@ class PassShape:
 
     Attributes:
         batch: ``B``.
-        length: ``N``.
+        length: ``N``; where sequences are split, tokens of one rank.
         width: bytes of a number in the arithmetic (2 under autocast).
         stream_width: bytes of a number of a stream, as it is stored and as it is read.
         num_hashes: hash rounds of the pass; ``None``: the configured ones.
         source_length: tokens of the source, ``M``, that a decoder attends to.
         device: type of the device.
+        ranks: over how many ranks sequences are split.
     """
 
     batch: int
@@ -26,6 +27,7 @@ class PassShape:
     num_hashes: int | None = None
     source_length: int = 0
     device: str = "cpu"
+    ranks: int = 1
 
     @property
     def positions(self) -> int:

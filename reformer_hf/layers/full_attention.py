@@ -143,7 +143,10 @@ class CrossAttention(SubLayer):
         if context is None:
             raise ValueError("`context` must be a ForwardContext, got None")
         (encoder_states,) = inputs
-        query = split_heads(self.query(self.norm(x)), self.num_heads)
+        projected = self.query(self.norm(x))
+        if context.source_shard is not None:
+            return self._attend_over_ranks(context, projected, encoder_states), None
+        query = split_heads(projected, self.num_heads)
         key, value = self._keys_and_values(encoder_states, context.cross_cache)
         mask = _key_mask(context.encoder_real)
         dropout = self.attention_dropout if self.training else 0.0
@@ -154,6 +157,37 @@ class CrossAttention(SubLayer):
             query, key, value, attn_mask=mask, dropout_p=dropout
         )
         return attended, None
+
+    def _attend_over_ranks(
+        self, context: ForwardContext, projected: Tensor, encoder_states: Tensor
+    ) -> Tensor:
+        """Attention output ``[B, H, n, D]``: here some heads see all tokens of the source.
+
+        Args:
+            context: settings of the pass, with the shard of the source. The target is split as
+                well, or whole on every rank.
+            projected: ``[B, n, H * D]`` queries.
+            encoder_states: ``[B, m, merged_size]``, of this rank's tokens of the source.
+        """
+        source, target = context.source_shard, context.shard
+        if source is None:
+            raise ValueError("`context.source_shard` must be a SequenceShard, got None")
+        own = self.num_heads // source.group.size
+        memory = (self.key(encoder_states), self.value(encoder_states))
+        key, value = (split_heads(source.exchange_tokens_for_heads(p), own) for p in memory)
+        if target is not None:
+            query = split_heads(target.exchange_tokens_for_heads(projected), own)
+        else:
+            query = split_heads(projected, self.num_heads)[:, slice(*source.heads(self.num_heads))]
+        attended = F.scaled_dot_product_attention(
+            *(query, key, value),
+            attn_mask=_key_mask(context.encoder_real),
+            dropout_p=self.attention_dropout if self.training else 0.0,
+        )
+        if target is None:
+            return source.group.gather_heads(attended)
+        exchanged = target.exchange_heads_for_tokens(attended.transpose(1, 2).flatten(2))
+        return split_heads(exchanged, self.num_heads)
 
     def footprint(self, shape: PassShape) -> Footprint:
         """Bytes of a pass: as in self-attention, with keys and values of the source.

@@ -50,6 +50,7 @@ class HybridSelfAttention(QueryKeyValueAttention):
             causal=self.causal,
             dropout=config.hybrid_attention_probs_dropout_prob if self.training else 0.0,
             dropout_seed=context.dropout_seed + self.layer_index,
+            heads=context.head_share(self.num_heads),
         )
 
     def attend(self, context: ForwardContext, *heads: Tensor) -> Tensor:
@@ -85,5 +86,5 @@ class HybridSelfAttention(QueryKeyValueAttention):
     def footprint(self, shape: PassShape) -> Footprint:
         """Bytes of a pass: as in full attention, and what the walk over tiles works with."""
         found = super().footprint(shape)
-        working = bytes_at_work(shape.length, self.config.attention_head_size)
+        working = bytes_at_work(shape.length * shape.ranks, self.config.attention_head_size)
         return replace(found, working=found.working + working)

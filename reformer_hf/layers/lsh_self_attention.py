@@ -43,6 +43,7 @@ class LSHSelfAttention(SelfAttention):
             family=config.hash_family,
             bucket_width=config.hash_bucket_width,
             planned_lengths=context.planned_lengths,
+            heads=context.head_share(self.num_heads),
         )
 
     def attend(self, context: ForwardContext, *heads: Tensor) -> Tensor:

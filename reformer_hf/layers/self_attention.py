@@ -15,6 +15,7 @@ from reformer_hf.layers.heads import HeadMerge, split_heads
 from reformer_hf.layers.norm import StreamLayerNorm
 from reformer_hf.layers.sub_layer import SubLayer, WithWeights
 from reformer_hf.ops.attention_window import AttentionWindow
+from reformer_hf.ops.sequence_group import SequenceShard
 from reformer_hf.ops.windowed_attention.reference import MAX_LENGTH
 from reformer_hf.ops.windowed_attention.torch_backend import bytes_at_work
 
@@ -101,7 +102,10 @@ class SelfAttention(SubLayer):
         if context is None:
             raise ValueError("`context` must be a ForwardContext, got None")
         cache = context.cache
-        heads = tuple(split_heads(p, self.num_heads) for p in self.project(self.norm(x)))
+        projections, shard = self.project(self.norm(x)), context.shard
+        if shard is not None:
+            return self._attend_over_ranks(context, shard, projections), None
+        heads = tuple(split_heads(p, self.num_heads) for p in projections)
         if context.output_attentions:
             weights = self.weights(context, *heads)
             if cache is not None:
@@ -110,6 +114,21 @@ class SelfAttention(SubLayer):
         if cache is not None:
             return self.attend_with_cache(cache, context, *heads), None
         return self.attend(context, *heads), None
+
+    def _attend_over_ranks(
+        self, context: ForwardContext, shard: SequenceShard, projections: tuple[Tensor, ...]
+    ) -> Tensor:
+        """Attention output ``[B, H, n, D]`` of this rank's tokens: here some heads see all tokens.
+
+        Args:
+            context: settings of the pass.
+            shard: this rank's part of the sequences.
+            projections: ``[B, n, H * D]`` of this rank's tokens, for all heads.
+        """
+        own = self.num_heads // shard.group.size
+        heads = tuple(split_heads(shard.exchange_tokens_for_heads(p), own) for p in projections)
+        attended = self.attend(context, *heads).transpose(1, 2).flatten(2)
+        return split_heads(shard.exchange_heads_for_tokens(attended), self.num_heads)
 
     def footprint(self, shape: PassShape) -> Footprint:
         """Bytes of a pass.
@@ -133,7 +152,10 @@ class SelfAttention(SubLayer):
             results = positions * heads * (width * head_size + sums + 12 * rounds)
             reach: int = getattr(config, f"{self.kind}_attn_chunk_length")
             working += 16 * positions * heads * rounds
-            working += bytes_at_work(shape.batch * heads, shape.length, head_size, reach)
+            slices, length = shape.batch * heads // shape.ranks, shape.length * shape.ranks
+            working += bytes_at_work(slices, length, head_size, reach)
+        if shape.ranks > 1:  # what is sent and what is received
+            working += 2 * width * features * positions
         return Footprint(saved, saved, working, positions * self.last_product(), results)
 
     def _rounds(self, shape: PassShape) -> int:
@@ -164,6 +186,7 @@ class SelfAttention(SubLayer):
             count_duplicates=config.count_duplicates,
             dropout=dropout if self.training else 0.0,
             dropout_seed=context.dropout_seed + self.layer_index,
+            heads=context.head_share(self.num_heads),
         )
 
 

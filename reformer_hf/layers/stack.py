@@ -28,6 +28,7 @@ from reformer_hf.layers.norm import StreamLayerNorm
 from reformer_hf.layers.self_attention import MAX_LENGTH_WITH_ATTENTIONS, SelfAttention
 from reformer_hf.layers.sub_layer import SubLayer, SubLayerCall, has_hooks, raise_wrong_sharding
 from reformer_hf.ops.reversible import DecodingStreams, Keep, ResidualStreams, ReversibleStep
+from reformer_hf.ops.sequence_group import together
 
 logger = logging.getLogger(__name__)
 _said: list[str] = []
@@ -168,21 +169,25 @@ class ReformerStack(nn.Module):
         """What of every step is kept, so that the backward pass need not compute it again."""
         kind = x.device.type
         narrow = torch.is_autocast_enabled(kind)
+        # Ranks that share sequences must decide alike, or one would wait for the other's exchange.
+        shard = context.shard
+        length = x.shape[1] if shard is None else shard.longest
         shape = PassShape(
             batch=x.shape[0],
-            length=x.shape[1],
+            length=length,
             width=(torch.get_autocast_dtype(kind) if narrow else self.norm.weight.dtype).itemsize,
             stream_width=max(x.element_size(), _STORED_BYTES),
             num_hashes=context.num_hashes,
             source_length=source_length,
             device=kind,
+            ranks=1 if shard is None else shard.group.size,
         )
         # Weights that a host brings in are gone again when the step is over.
         footprints = [
             own if step.host is None else None
             for step, own in zip(steps, self.footprints(shape), strict=True)
         ]
-        stream = x.numel() * shape.stream_width
+        stream = shape.positions * x.shape[2] * shape.stream_width
         kept = choose_kept(footprints, room_to_keep(self.parameters(), stream), stream)
         layers = cast("list[ReformerLayer]", self.layers)
         parts = [part for layer in layers for part in layer.sub_layers()]
@@ -299,6 +304,8 @@ class ReformerStack(nn.Module):
         kept = [Keep()] * sum(map(len, steps))
         if streams.recomputing:
             source = 0 if encoder_states is None else encoder_states.shape[1]
+            if context.source_shard is not None:
+                source = context.source_shard.longest
             kept = self._choose_kept([*chain(*steps)], x, context, source)
         coming = iter(kept)
         states: list[Tensor] = []
@@ -312,7 +319,8 @@ class ReformerStack(nn.Module):
                 add()
         merged = self._merge(*streams.read())
         if self.training:
-            streams.check_range()
+            with together(context.group):
+                streams.check_range()
         return [*states, self._normalize(merged)], weights
 
     def _call(
@@ -362,6 +370,11 @@ def _say_once_that_sums_are_plain(error: str) -> None:
 
 
 def _check_weights_can_be_returned(x: Tensor, context: ForwardContext) -> None:
+    if context.group is not None:
+        raise ValueError(
+            "`output_attentions=True` needs whole sequences, got sequences that are split over "
+            f"{context.group.size} ranks"
+        )
     if x.shape[1] > MAX_LENGTH_WITH_ATTENTIONS:
         raise ValueError(
             "`output_attentions=True` forms N x N matrices and needs at most "

@@ -20,6 +20,7 @@ from reformer_hf.layers.embeddings import (
     PositionedInputs,
 )
 from reformer_hf.models.checkpoint_files import CheckpointFiles
+from reformer_hf.ops.sequence_group import SequenceGroup
 
 
 class ReformerPreTrainedModel(PreTrainedModel):
@@ -39,6 +40,18 @@ class ReformerPreTrainedModel(PreTrainedModel):
         "FeedForward",
     )
     _keys_to_ignore_on_load_unexpected = list(IGNORED_BUFFERS)
+    # Set by `reformer_hf.parallel.split_sequence`: with whom this process shares every sequence,
+    # and whether a decoder's target is split as well as its source.
+    sequence_group: SequenceGroup | None = None
+    target_is_split: bool = False
+    # Arguments that hold something for every token, and of these the ones about a target.
+    token_arguments: tuple[str, ...] = (
+        "input_ids",
+        "attention_mask",
+        "position_ids",
+        "inputs_embeds",
+    )
+    target_arguments: tuple[str, ...] = ()
 
     def __init__(self, config: ReformerConfig) -> None:
         expected = type(self).config_class

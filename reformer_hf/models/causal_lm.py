@@ -20,6 +20,7 @@ from reformer_hf.models.losses import shift_left, vocabulary_head
 from reformer_hf.models.model import ReformerModel
 from reformer_hf.models.padding import real_by_labels
 from reformer_hf.ops.cross_entropy import IGNORE_INDEX
+from reformer_hf.ops.sequence_group import together
 
 
 class CausalLMKwargs(OutputKwargs, total=False):
@@ -43,6 +44,7 @@ class ReformerForCausalLM(ReformerGenerationMixin, ReformerPreTrainedModel):
     """
 
     _tied_weights_keys = {"lm_head.weight": "reformer.word_embeddings.weight"}
+    token_arguments = (*ReformerPreTrainedModel.token_arguments, "labels", "shift_labels")
 
     def __init__(self, config: ReformerConfig) -> None:
         super().__init__(config)
@@ -87,8 +89,9 @@ class ReformerForCausalLM(ReformerGenerationMixin, ReformerPreTrainedModel):
             ValueError: an input or labels of another shape, type or range, with the name; a cache
                 of another model, batch size or device.
         """
+        group = self.sequence_group
         if attention_mask is None and past_key_values is None:
-            attention_mask = real_by_labels(input_ids, labels, self.config.pad_token_id)
+            attention_mask = real_by_labels(input_ids, labels, self.config.pad_token_id, group)
         out = self.reformer(
             input_ids,
             attention_mask,
@@ -103,11 +106,14 @@ class ReformerForCausalLM(ReformerGenerationMixin, ReformerPreTrainedModel):
         hidden = out.last_hidden_state
         shifted = kwargs.get("shift_labels")
         if shifted is not None:
-            check_shape(shifted, hidden.shape[:2], "shift_labels")
-            labels = as_labels(shifted, self.config.vocab_size, hidden.device, "shift_labels")
+            with together(group):
+                check_shape(shifted, hidden.shape[:2], "shift_labels")
+                labels = as_labels(shifted, self.config.vocab_size, hidden.device, "shift_labels")
         elif labels is not None:
-            check_shape(labels, hidden.shape[:2], "labels")
-            labels = shift_left(as_integers(labels, "labels"))
+            with together(group):
+                check_shape(labels, hidden.shape[:2], "labels")
+                labels = as_integers(labels, "labels")
+            labels = shift_left(labels, group)
             if attention_mask is not None:
                 # Left padding stands before the first token of a text, but does not predict it.
                 real = real_tokens(attention_mask, labels)
@@ -117,7 +123,7 @@ class ReformerForCausalLM(ReformerGenerationMixin, ReformerPreTrainedModel):
         chunk_size = self.config.chunk_size_lm_head if self.training else 0
         num_items = kwargs.get("num_items_in_batch")
         loss, logits = vocabulary_head(
-            hidden, self.lm_head, labels, self.config.vocab_size, chunk_size, num_items
+            hidden, self.lm_head, labels, self.config.vocab_size, chunk_size, num_items, group
         )
         return CausalLMOutputWithPast(
             loss=loss,

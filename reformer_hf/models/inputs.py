@@ -27,7 +27,9 @@ from reformer_hf.models.checks import (
     is_called_plainly,
     readable,
 )
+from reformer_hf.models.sequence_parts import OwnPart, agree
 from reformer_hf.ops.padding import Padding
+from reformer_hf.ops.sequence_group import SequenceGroup, SequenceShard, together
 
 # Fields that limit the positions -> the method that changes them.
 RESIZE_METHODS = {
@@ -48,6 +50,8 @@ class InputSide:
         embeddings: what adds positions to tokens.
         prefix: what the names of the arguments begin with.
         limit_name: the field of the configuration that limits the positions.
+        group: who shares the sequences; ``None``: nobody.
+        split: the tokens are split among the ranks; else the source alone is.
     """
 
     config: ReformerConfig
@@ -56,6 +60,8 @@ class InputSide:
     embeddings: PositionedInputs
     prefix: str = ""
     limit_name: str = "max_position_embeddings"
+    group: SequenceGroup | None = None
+    split: bool = True
 
     @property
     def num_positions(self) -> int:
@@ -84,7 +90,7 @@ class PreparedInputs:
 
     Attributes:
         vectors: ``[B, N, d]`` token vectors.
-        positions: ``[B or 1, N]`` int64.
+        positions: ``[B or 1, N]`` int64; where sequences are split, of this rank's tokens.
         context: what the layers share in this pass.
     """
 
@@ -141,14 +147,33 @@ def prepare_inputs(
         ValueError: something of another shape, type, range or device than expected, with the
             argument's name; or a source, cache or plan of another batch size.
     """
-    if num_hashes is not None:
-        check_num_hashes(num_hashes)
-    vectors = _embed_tokens(side, ids, embeds)
-    encoder_real = (
-        None if source is None else _read_source(source, vectors, side.config.merged_size())
-    )
-    padding = _read_padding(attention_mask, cache, vectors, f"{side.prefix}attention_mask")
+    group = side.group
+    with together(group):
+        if group is not None:
+            _check_can_be_split(side, cache, planned_lengths)
+        if num_hashes is not None:
+            check_num_hashes(num_hashes)
+        vectors = _embed_tokens(side, ids, embeds)
+        encoder_real = (
+            None if source is None else _read_source(source, vectors, side.config.merged_size())
+        )
+        padding = _read_padding(attention_mask, cache, vectors, f"{side.prefix}attention_mask")
+        if position_ids is not None:
+            _check_position_shape(side, position_ids, vectors)
     hash_seed, dropout_seed = draw_seeds(side.config, side.training)
+    shard: SequenceShard | None = None
+    source_shard: SequenceShard | None = None
+    if group is not None:
+        seeds = (hash_seed, dropout_seed)
+        part = OwnPart(
+            *(vectors, padding, position_ids, num_hashes, side.training, seeds),
+            source_length=0 if source is None else source.states.shape[1],
+            source_real=encoder_real,
+        )
+        rows = agree(group, part, side.split, f"{side.prefix}input_ids")
+        shard, source_shard, padding = rows.shard, rows.source, rows.padding
+        position_ids, encoder_real = rows.position_ids, rows.source_real
+        hash_seed, dropout_seed = rows.seeds
     if cache is not None:
         batch, length, _ = vectors.shape
         cache.open(batch, length, padding, vectors.device, hash_seed, num_hashes)
@@ -156,7 +181,10 @@ def prepare_inputs(
         num_hashes, plan = cache.num_hashes, cache.planned_lengths
     else:
         plan = _read_plan(planned_lengths, vectors.shape[0])
-    positions = _read_positions(side, position_ids, padding, cache, vectors)
+    length = vectors.shape[1] if shard is None else sum(shard.lengths)
+    positions = _read_positions(side, position_ids, padding, cache, length, vectors.device)
+    if shard is not None:
+        positions = positions[:, shard.span]
     context = ForwardContext(
         padding=padding,
         hash_seed=hash_seed,
@@ -166,6 +194,8 @@ def prepare_inputs(
         planned_lengths=plan,
         cache=cache,
         cross_cache=None if source is None else source.cache,
+        shard=shard,
+        source_shard=source_shard,
     )
     return PreparedInputs(vectors, positions, context)
 
@@ -260,19 +290,13 @@ def _read_positions(
     position_ids: Tensor | None,
     padding: Padding | None,
     cache: ReformerCache | None,
-    vectors: Tensor,
+    length: int,
+    device: torch.device,
 ) -> Tensor:
     """Positions ``[B or 1, N]``: those given, or the number of real tokens before each token."""
-    batch, length = vectors.shape[:2]
     limit_name, limit = side.limit_name, side.num_positions
     if position_ids is not None:
         name = f"{side.prefix}position_ids"
-        check_tensor(position_ids, name)
-        if position_ids.shape not in ((batch, length), (1, length)):
-            raise ValueError(
-                f"`{name}` must be [{batch} or 1, {length}], got {list(position_ids.shape)}"
-            )
-        check_device(position_ids, vectors.device, name)
         positions = as_ids(position_ids, limit, name, limit_name)
         _check_one_text(positions, padding, cache, name)
         return positions
@@ -291,7 +315,39 @@ def _read_positions(
         return cache.timeline.coming_positions()
     if padding is not None:
         return padding.positions()
-    return torch.arange(length, device=vectors.device).unsqueeze(0)
+    return torch.arange(length, device=device).unsqueeze(0)
+
+
+def _check_position_shape(side: InputSide, position_ids: Tensor, vectors: Tensor) -> None:
+    """Make sure that there is a position for every token."""
+    name, (batch, length) = f"{side.prefix}position_ids", vectors.shape[:2]
+    check_tensor(position_ids, name)
+    if position_ids.shape not in ((batch, length), (1, length)):
+        raise ValueError(
+            f"`{name}` must be [{batch} or 1, {length}], got {list(position_ids.shape)}"
+        )
+    check_device(position_ids, vectors.device, name)
+
+
+def _check_can_be_split(
+    side: InputSide,
+    cache: ReformerCache | None,
+    planned_lengths: int | Sequence[int] | None,
+) -> None:
+    """Refuse what has no meaning, or no place, while ranks share sequences."""
+    if cache is not None:
+        raise ValueError(
+            "`past_key_values` and `use_cache` must not be given while sequences are split over "
+            f"{side.group.size if side.group else 1} ranks, which cannot generate: make the model "
+            "whole with `split_sequence(model, None)`"
+        )
+    if planned_lengths is not None:
+        raise ValueError(
+            "`planned_lengths` must not be given while sequences are split, "
+            f"got {planned_lengths!r}"
+        )
+    if torch.compiler.is_compiling():
+        raise ValueError("a model whose sequences are split cannot be traced in a graph")
 
 
 def _check_one_text(

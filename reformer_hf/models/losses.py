@@ -6,6 +6,7 @@ batches; dividing the sum of losses by it makes the accumulated gradient that of
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -28,6 +29,7 @@ from reformer_hf.models.checks import (
 )
 from reformer_hf.ops.cross_entropy import IGNORE_INDEX, linear_cross_entropy
 from reformer_hf.ops.precision import widen
+from reformer_hf.ops.sequence_group import SequenceGroup, together
 
 NumItems = Tensor | int | float | None
 
@@ -46,25 +48,53 @@ def _divide(total: Tensor, count: Tensor | int, num_items: NumItems) -> Tensor:
     return total / max(1, items)
 
 
-def token_loss(logits: Tensor, labels: Tensor, num_items: NumItems = None) -> Tensor:
+def _over_tokens(
+    compute: Callable[[], tuple[Tensor, Tensor]], num_items: NumItems, group: SequenceGroup | None
+) -> Tensor:
+    """A sum over tokens, divided by their number or by ``num_items``.
+
+    Args:
+        compute: the sum over this rank's tokens, and the number of those that are labelled.
+        num_items: to divide by instead.
+        group: who has the other tokens.
+    """
+    with together(group):
+        total, count = compute()
+    if group is not None:
+        total, count = group.sum(total), group.sum(count)
+    return _divide(total, count, num_items)
+
+
+def token_loss(
+    logits: Tensor,
+    labels: Tensor,
+    num_items: NumItems = None,
+    group: SequenceGroup | None = None,
+) -> Tensor:
     """Mean cross-entropy over labels other than -100.
 
     Args:
         logits: ``[.., V]``.
         labels: ``[..]`` of any integer type.
         num_items: number of labelled items to divide by instead of this batch's own.
+        group: who has the other tokens, where sequences are split.
 
     Raises:
-        ValueError: labels that are neither -100 nor in ``[0, V)``.
+        ValueError: labels that are neither -100 nor in ``[0, V)``, or of another shape.
     """
-    labels = as_labels(labels, logits.shape[-1], logits.device)
-    total = F.cross_entropy(
-        widen(logits.flatten(0, -2)),
-        labels.flatten(),
-        ignore_index=IGNORE_INDEX,
-        reduction="sum",
-    )
-    return _divide(total, (labels != IGNORE_INDEX).sum(), num_items)
+
+    def compute() -> tuple[Tensor, Tensor]:
+        check_shape(labels, logits.shape[:-1], "labels")
+        targets = as_labels(labels, logits.shape[-1], logits.device)
+        total = F.cross_entropy(
+            widen(logits.flatten(0, -2)),
+            targets.flatten(),
+            ignore_index=IGNORE_INDEX,
+            reduction="sum",
+        )
+        return total, (targets != IGNORE_INDEX).sum()
+
+    return _over_tokens(compute, num_items, group)
 
 
 def _summed_by_calls(hidden: Tensor, head: nn.Module, labels: Tensor, chunk_size: int) -> Tensor:
@@ -100,6 +130,7 @@ def chunked_token_loss(
     num_classes: int,
     chunk_size: int,
     num_items: NumItems = None,
+    group: SequenceGroup | None = None,
 ) -> Tensor:
     """:func:`token_loss` of ``head(hidden)`` without ever forming all logits.
 
@@ -111,19 +142,25 @@ def chunked_token_loss(
         num_classes: size ``V`` of the vocabulary.
         chunk_size: rows whose logits are formed together.
         num_items: number of labelled items to divide by instead of this batch's own.
+        group: who has the other tokens, where sequences are split.
 
     Raises:
-        ValueError: labels that are neither -100 nor in ``[0, V)``.
+        ValueError: labels that are neither -100 nor in ``[0, V)``, or of another shape.
     """
-    labels = as_labels(labels, num_classes, hidden.device)
-    hidden, targets = hidden.flatten(0, -2), labels.flatten()
-    linear = _matrix(head)
-    if linear is None:
-        total = _summed_by_calls(hidden, head, targets, chunk_size)
-    else:
-        weight, bias = linear.weight, linear.bias
-        total = linear_cross_entropy(hidden, weight, bias, targets, chunk_size=chunk_size)
-    return _divide(total, (labels != IGNORE_INDEX).sum(), num_items)
+
+    def compute() -> tuple[Tensor, Tensor]:
+        check_shape(labels, hidden.shape[:-1], "labels")
+        targets = as_labels(labels, num_classes, hidden.device).flatten()
+        rows = hidden.flatten(0, -2)
+        linear = _matrix(head)
+        if linear is None:
+            total = _summed_by_calls(rows, head, targets, chunk_size)
+        else:
+            weight, bias = linear.weight, linear.bias
+            total = linear_cross_entropy(rows, weight, bias, targets, chunk_size=chunk_size)
+        return total, (targets != IGNORE_INDEX).sum()
+
+    return _over_tokens(compute, num_items, group)
 
 
 def vocabulary_head(
@@ -133,6 +170,7 @@ def vocabulary_head(
     num_classes: int,
     chunk_size: int,
     num_items: NumItems = None,
+    group: SequenceGroup | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Loss and logits of a projection to the vocabulary.
 
@@ -144,21 +182,27 @@ def vocabulary_head(
         chunk_size: if positive and there are labels, the loss is computed in slices of that many
             labelled positions, and there are no logits.
         num_items: number of labelled items to divide by instead of this batch's own.
+        group: who has the other tokens, where sequences are split; logits are of this rank's.
 
     Returns:
         The loss and the logits ``[B, N, V]``, each ``None`` where there is none.
     """
     if labels is None:
         return None, head(hidden)
-    check_shape(labels, hidden.shape[:2], "labels")
     if chunk_size > 0:
-        return chunked_token_loss(hidden, head, labels, num_classes, chunk_size, num_items), None
+        loss = chunked_token_loss(hidden, head, labels, num_classes, chunk_size, num_items, group)
+        return loss, None
     logits = head(hidden)
-    return token_loss(logits, labels, num_items), logits
+    return token_loss(logits, labels, num_items, group), logits
 
 
-def shift_left(labels: Tensor) -> Tensor:
-    """Labels ``[B, N]`` (int64) of the *next* token; the last position has none."""
+def shift_left(labels: Tensor, group: SequenceGroup | None = None) -> Tensor:
+    """Labels ``[B, N]`` (int64) of the *next* token; the last position has none.
+
+    Where sequences are split, the last position of a rank has the first label of the next.
+    """
+    if group is not None:
+        return group.shift(labels, -1, IGNORE_INDEX)
     return F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
 
 

@@ -23,6 +23,7 @@ class ReformerForMaskedLM(ReformerPreTrainedModel):
     """
 
     _tied_weights_keys = {"lm_head.weight": "reformer.word_embeddings.weight"}
+    token_arguments = (*ReformerPreTrainedModel.token_arguments, "labels")
 
     def __init__(self, config: ReformerConfig) -> None:
         super().__init__(config)
@@ -58,8 +59,9 @@ class ReformerForMaskedLM(ReformerPreTrainedModel):
         Raises:
             ValueError: an input or labels of another shape, type or range, with the name.
         """
+        group = self.sequence_group
         if attention_mask is None:
-            attention_mask = real_by_labels(input_ids, labels, self.config.pad_token_id)
+            attention_mask = real_by_labels(input_ids, labels, self.config.pad_token_id, group)
         out = self.reformer(
             input_ids, attention_mask, position_ids, inputs_embeds, **for_the_model(kwargs)
         )
@@ -67,7 +69,7 @@ class ReformerForMaskedLM(ReformerPreTrainedModel):
         num_items = kwargs.get("num_items_in_batch")
         vocab_size, hidden = self.config.vocab_size, out.last_hidden_state
         loss, logits = vocabulary_head(
-            hidden, self.lm_head, labels, vocab_size, chunk_size, num_items
+            hidden, self.lm_head, labels, vocab_size, chunk_size, num_items, group
         )
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=out.hidden_states, attentions=out.attentions

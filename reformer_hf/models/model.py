@@ -100,7 +100,11 @@ class ReformerModel(ReformerPreTrainedModel):
                 model, batch size or device.
         """
         config = self.config
-        side = InputSide(config, self.training, self.word_embeddings, self.embeddings)
+        side = InputSide(
+            *(config, self.training, self.word_embeddings, self.embeddings),
+            group=self.sequence_group,
+        )
+        outputs = wanted_outputs(kwargs, config)
         cache = find_cache(past_key_values, use_cache, config, planned_lengths)
         inputs = prepare_inputs(
             side,
@@ -112,8 +116,9 @@ class ReformerModel(ReformerPreTrainedModel):
             num_hashes,
             planned_lengths,
         )
-        embedded = self.embeddings(inputs.vectors, inputs.positions)
-        out = self.stack(embedded, inputs.context, **wanted_outputs(kwargs, config))
+        with inputs.context.randomness(inputs.vectors.device):
+            embedded = self.embeddings(inputs.vectors, inputs.positions)
+            out = self.stack(embedded, inputs.context, **outputs)
         if cache is not None:
             cache.close()
         return BaseModelOutputWithPast(

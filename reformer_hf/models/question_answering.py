@@ -14,6 +14,7 @@ from reformer_hf.models.base import ReformerPreTrainedModel
 from reformer_hf.models.inputs import real_tokens
 from reformer_hf.models.losses import span_loss
 from reformer_hf.models.model import ReformerModel, causality_under_encoder_head
+from reformer_hf.ops.sequence_group import together
 
 
 class ReformerForQuestionAnswering(ReformerPreTrainedModel):
@@ -53,8 +54,8 @@ class ReformerForQuestionAnswering(ReformerPreTrainedModel):
             **kwargs: :class:`~reformer_hf.models.arguments.ReformerKwargs`.
 
         Returns:
-            ``loss``, ``start_logits`` and ``end_logits`` ``[B, N]``, ``hidden_states``,
-            ``attentions``.
+            ``loss``, ``start_logits`` and ``end_logits`` ``[B, N]`` (of whole rows, on every rank
+            that shares them), ``hidden_states``, ``attentions``.
 
         Raises:
             ValueError: an input of another shape, type or range, with the name; one end of the
@@ -71,13 +72,18 @@ class ReformerForQuestionAnswering(ReformerPreTrainedModel):
         logits = self.qa_outputs(out.last_hidden_state)
         real = real_tokens(attention_mask, logits).to(logits.device)
         logits = logits.masked_fill(~real.unsqueeze(-1), torch.finfo(logits.dtype).min)
+        group = self.sequence_group
+        if group is not None:
+            # An answer is looked for in whole rows.
+            logits, real = group.gather(logits), group.gather(real)
         start_logits, end_logits = (x.squeeze(-1).contiguous() for x in logits.split(1, dim=-1))
         loss = None
         if start_positions is not None and end_positions is not None:
             num_items = kwargs.get("num_items_in_batch")
-            loss = span_loss(
-                start_logits, end_logits, start_positions, end_positions, real, num_items
-            )
+            with together(group):
+                loss = span_loss(
+                    start_logits, end_logits, start_positions, end_positions, real, num_items
+                )
         return QuestionAnsweringModelOutput(
             loss=loss,
             start_logits=start_logits,

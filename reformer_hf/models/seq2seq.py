@@ -26,10 +26,14 @@ from reformer_hf.models.losses import vocabulary_head
 from reformer_hf.models.model import ReformerModel
 from reformer_hf.models.padding import real_decoder_inputs, real_of_shifted
 from reformer_hf.ops.cross_entropy import IGNORE_INDEX
+from reformer_hf.ops.sequence_group import SequenceGroup, together
 
 
 def shift_right(
-    labels: Tensor, start_token_id: int, pad_token_id: int | None
+    labels: Tensor,
+    start_token_id: int,
+    pad_token_id: int | None,
+    group: SequenceGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Decoder inputs from labels: the start token, then all labels but the last.
 
@@ -37,6 +41,7 @@ def shift_right(
         labels: ``[B, N]`` int64; -100 where there is nothing to predict.
         start_token_id: first token of every decoder input.
         pad_token_id: what stands in for -100 (the start token if there is no padding token).
+        group: with whom this rank shares the rows, of which it holds a part.
 
     Returns:
         Input ids ``[B, N]``, and the mask ``[B, N]`` of the real tokens among them.
@@ -48,8 +53,11 @@ def shift_right(
         raise ValueError(
             f"`labels` must be [batch, length] with at least one token, got {list(labels.shape)}"
         )
-    start = labels.new_full((labels.shape[0], 1), start_token_id)
-    shifted = torch.cat((start, labels[:, :-1]), dim=1)
+    if group is not None:
+        shifted = group.shift(labels, 1, start_token_id)
+    else:
+        start = labels.new_full((labels.shape[0], 1), start_token_id)
+        shifted = torch.cat((start, labels[:, :-1]), dim=1)
     real = shifted != IGNORE_INDEX
     pad = start_token_id if pad_token_id is None else pad_token_id
     return shifted.masked_fill(~real, pad), real
@@ -99,6 +107,18 @@ class ReformerSeq2SeqPreTrainedModel(ReformerPreTrainedModel):
     config: ReformerSeq2SeqConfig
     config_class = ReformerSeq2SeqConfig
     base_model_prefix = "model"
+    target_arguments = (
+        "decoder_input_ids",
+        "decoder_attention_mask",
+        "decoder_position_ids",
+        "decoder_inputs_embeds",
+        "labels",
+    )
+
+    @property
+    def _target_group(self) -> SequenceGroup | None:
+        """Who has the other tokens of the targets; ``None``: nobody."""
+        return self.sequence_group if self.target_is_split else None
 
     def get_encoder(self, modality: str | None = None) -> nn.Module:
         """The encoder, a :class:`ReformerModel`."""
@@ -174,6 +194,8 @@ class ReformerSeq2SeqModel(ReformerSeq2SeqPreTrainedModel):
             self.decoder.embeddings,
             prefix="decoder_",
             limit_name="max_target_positions",
+            group=self.sequence_group,
+            split=self.target_is_split,
         )
 
     @can_return_tuple
@@ -233,7 +255,7 @@ class ReformerSeq2SeqModel(ReformerSeq2SeqPreTrainedModel):
         whole = past_key_values is None and not use_cache
         if decoder_attention_mask is None and whole:
             decoder_attention_mask = real_decoder_inputs(
-                decoder_input_ids, self.config.pad_token_id, self.training
+                decoder_input_ids, self.config.pad_token_id, self.training, self._target_group
             )
         pair = find_encoder_decoder_cache(past_key_values, use_cache, self.config, planned_lengths)
         cache = None if pair is None else pair.self_attention_cache
@@ -248,7 +270,8 @@ class ReformerSeq2SeqModel(ReformerSeq2SeqPreTrainedModel):
             planned_lengths,
             Source(states, attention_mask, pair),
         )
-        out = self.decoder(inputs.vectors, inputs.positions, inputs.context, states, **outputs)
+        with inputs.context.randomness(inputs.vectors.device):
+            out = self.decoder(inputs.vectors, inputs.positions, inputs.context, states, **outputs)
         if cache is not None:
             cache.close()
         return Seq2SeqModelOutput(
@@ -325,18 +348,22 @@ class ReformerForConditionalGeneration(ReformerGenerationMixin, ReformerSeq2SeqP
         """
         config = self.config
         if labels is not None and decoder_inputs_embeds is None:
-            check_tensor(labels, "labels")
-            tokens = (decoder_input_ids, input_ids, inputs_embeds)
-            device = next((x for x in tokens if isinstance(x, Tensor)), labels).device
-            # Before they become decoder inputs, whose error would name what nobody gave.
-            labels = as_labels(labels, config.vocab_size, device)
-            shifted, real = shift_right(labels, config.decoder_start_token_id, config.pad_token_id)
+            with together(self.sequence_group):
+                check_tensor(labels, "labels")
+                tokens = (decoder_input_ids, input_ids, inputs_embeds)
+                device = next((x for x in tokens if isinstance(x, Tensor)), labels).device
+                # Before they become decoder inputs, whose error would name what nobody gave.
+                labels = as_labels(labels, config.vocab_size, device)
+            group = self._target_group
+            shifted, real = shift_right(
+                labels, config.decoder_start_token_id, config.pad_token_id, group
+            )
             unknown = decoder_attention_mask is None
             if decoder_input_ids is None:
                 decoder_input_ids = shifted
                 decoder_attention_mask = real if unknown else decoder_attention_mask
             elif unknown and past_key_values is None:
-                decoder_attention_mask = real_of_shifted(decoder_input_ids, shifted, real)
+                decoder_attention_mask = real_of_shifted(decoder_input_ids, shifted, real, group)
         out = self.model(
             input_ids,
             attention_mask,
@@ -356,7 +383,8 @@ class ReformerForConditionalGeneration(ReformerGenerationMixin, ReformerSeq2SeqP
         chunk_size = config.chunk_size_lm_head if self.training else 0
         num_items = kwargs.get("num_items_in_batch")
         loss, logits = vocabulary_head(
-            out.last_hidden_state, self.lm_head, labels, config.vocab_size, chunk_size, num_items
+            *(out.last_hidden_state, self.lm_head, labels, config.vocab_size),
+            *(chunk_size, num_items, self._target_group),
         )
         return Seq2SeqLMOutput(
             loss=loss,

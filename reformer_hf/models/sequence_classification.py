@@ -14,6 +14,7 @@ from reformer_hf.models.base import ReformerPreTrainedModel
 from reformer_hf.models.inputs import real_tokens
 from reformer_hf.models.losses import sequence_loss
 from reformer_hf.models.model import ReformerModel, causality_under_encoder_head
+from reformer_hf.ops.sequence_group import SequenceGroup, together
 
 
 class ClassificationHead(nn.Module):
@@ -31,13 +32,19 @@ class ClassificationHead(nn.Module):
         return self.out_proj(self.dropout(torch.tanh(self.dense(self.dropout(x)))))
 
 
-def pool(states: Tensor, attention_mask: Tensor | None, pooling: str) -> Tensor:
+def pool(
+    states: Tensor,
+    attention_mask: Tensor | None,
+    pooling: str,
+    group: SequenceGroup | None = None,
+) -> Tensor:
     """One vector per sequence: the mean of its real tokens, or its first real token.
 
     Args:
         states: ``[B, N, d]``.
         attention_mask: ``[B, N]``, or ``None`` if all tokens are real.
         pooling: ``"mean"`` or ``"first"``.
+        group: who has the other tokens, where sequences are split.
 
     Returns:
         ``[B, d]``; zeros for the mean of a row without real tokens.
@@ -45,9 +52,17 @@ def pool(states: Tensor, attention_mask: Tensor | None, pooling: str) -> Tensor:
     real = real_tokens(attention_mask, states)
     if pooling == "first":
         first = real.to(torch.int64).argmax(dim=1)
-        return states[torch.arange(states.shape[0], device=states.device), first]
+        chosen = states[torch.arange(states.shape[0], device=states.device), first]
+        if group is None:
+            return chosen
+        # The first rank with a real token has it; if none has, the first position counts.
+        having = group.gather(real.any(dim=1, keepdim=True)).to(torch.int64).argmax(dim=1)
+        return group.sum(chosen * (having == group.rank).unsqueeze(-1))
     weight = real.to(states.dtype).unsqueeze(-1)
-    return (states * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1.0)
+    total, count = (states * weight).sum(dim=1), weight.sum(dim=1)
+    if group is not None:
+        total, count = group.sum(total), group.sum(count)
+    return total / count.clamp(min=1.0)
 
 
 class ReformerForSequenceClassification(ReformerPreTrainedModel):
@@ -95,11 +110,15 @@ class ReformerForSequenceClassification(ReformerPreTrainedModel):
         out = self.reformer(
             input_ids, attention_mask, position_ids, inputs_embeds, **for_the_model(kwargs)
         )
-        pooled = pool(out.last_hidden_state, attention_mask, self.config.classifier_pooling)
+        pooled = pool(
+            *(out.last_hidden_state, attention_mask, self.config.classifier_pooling),
+            group=self.sequence_group,
+        )
         logits = self.classifier(pooled)
         loss = None
         if labels is not None:
-            loss = sequence_loss(self.config, logits, labels, kwargs.get("num_items_in_batch"))
+            with together(self.sequence_group):
+                loss = sequence_loss(self.config, logits, labels, kwargs.get("num_items_in_batch"))
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=out.hidden_states, attentions=out.attentions
         )

@@ -10,7 +10,6 @@ from typing_extensions import Unpack
 from reformer_hf.configuration_reformer import ReformerConfig
 from reformer_hf.models.arguments import ReformerKwargs, for_the_model
 from reformer_hf.models.base import ReformerPreTrainedModel
-from reformer_hf.models.checks import check_shape
 from reformer_hf.models.losses import token_loss
 from reformer_hf.models.model import ReformerModel
 from reformer_hf.models.padding import real_by_labels
@@ -22,6 +21,8 @@ class ReformerForTokenClassification(ReformerPreTrainedModel):
     Args:
         config: the configuration.
     """
+
+    token_arguments = (*ReformerPreTrainedModel.token_arguments, "labels")
 
     def __init__(self, config: ReformerConfig) -> None:
         super().__init__(config)
@@ -57,16 +58,16 @@ class ReformerForTokenClassification(ReformerPreTrainedModel):
         Raises:
             ValueError: an input or labels of another shape, type or range, with the name.
         """
+        group = self.sequence_group
         if attention_mask is None:
-            attention_mask = real_by_labels(input_ids, labels, self.config.pad_token_id)
+            attention_mask = real_by_labels(input_ids, labels, self.config.pad_token_id, group)
         out = self.reformer(
             input_ids, attention_mask, position_ids, inputs_embeds, **for_the_model(kwargs)
         )
         logits = self.classifier(self.dropout(out.last_hidden_state))
         loss = None
         if labels is not None:
-            check_shape(labels, logits.shape[:2], "labels")
-            loss = token_loss(logits, labels, kwargs.get("num_items_in_batch"))
+            loss = token_loss(logits, labels, kwargs.get("num_items_in_batch"), group)
         return TokenClassifierOutput(
             loss=loss, logits=logits, hidden_states=out.hidden_states, attentions=out.attentions
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from reformer_hf.choices import ATTENTION_PATTERNS
+from reformer_hf.ops.head_share import HeadShare
 
 # Score of a token with itself where a token may see itself only if it sees nothing else: far
 # below every real score, far above minus infinity (the value is that of transformers' Reformer).
@@ -30,6 +31,7 @@ class AttentionWindow:
             not, its score is lowered by the logarithm of that number (Reformer, equation 5).
         dropout: probability with which an attention weight is dropped.
         dropout_seed: the seed of the drop decisions; equal seeds drop the same pairs.
+        heads: which of a layer's heads these are (for dropout); ``None``: all.
     """
 
     pattern: str
@@ -41,6 +43,7 @@ class AttentionWindow:
     count_duplicates: bool = True
     dropout: float = 0.0
     dropout_seed: int = 0
+    heads: HeadShare | None = None
 
     def __post_init__(self) -> None:
         if self.pattern not in ATTENTION_PATTERNS:

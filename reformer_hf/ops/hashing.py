@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from reformer_hf.choices import HASH_FAMILIES
+from reformer_hf.ops.head_share import HeadShare, numbering
 from reformer_hf.ops.seeds import cpu_generator
 from reformer_hf.ops.triton_support import usable_on
 
@@ -45,6 +46,7 @@ class HashSettings:
         bucket_width: width of a Euclidean bucket, in units of the vectors.
         planned_lengths: tokens that every row will have in the end, if a number of buckets is to be
             chosen for them and not for those at hand.
+        heads: which of a layer's heads are hashed; ``None``: all.
 
     Raises:
         ValueError: unknown family.
@@ -56,6 +58,7 @@ class HashSettings:
     family: str = "angular"
     bucket_width: float = 1.0
     planned_lengths: Sequence[int] | None = None
+    heads: HeadShare | None = None
 
     def __post_init__(self) -> None:
         if self.family not in HASH_FAMILIES:
@@ -187,25 +190,27 @@ def draw_projections(
     Args:
         settings: rounds, seed and family.
         factors: of the number of buckets, from :func:`factorize_buckets`.
-        num_heads: ``H``.
+        num_heads: ``H``, of the call.
         head_size: ``D``.
         num_positions: positions that can be hashed (``random`` only). More of them leave the
             buckets of the first ones as they are.
         device: where the vectors will be.
     """
     factors, rounds = tuple(factors), settings.num_hashes
+    first, all_heads = numbering(settings.heads, num_heads)
+    own = slice(first, first + num_heads)
     generator = cpu_generator(settings.seed)
     if settings.family == "random":
-        shape = (num_positions, num_heads, rounds)
-        table = torch.randint(0, math.prod(factors), shape, generator=generator)
+        shape = (num_positions, all_heads, rounds)
+        table = torch.randint(0, math.prod(factors), shape, generator=generator)[:, own]
         return HashProjections(settings.family, rounds, factors, table.to(device))
     if settings.family == "angular":
         hashed = tuple(b for b in factors if b > 1)
-        rotations = angular_rotations(num_heads, head_size, rounds, hashed, generator)
-        return HashProjections(settings.family, rounds, factors, rotations.to(device))
+        rotations = angular_rotations(all_heads, head_size, rounds, hashed, generator)
+        return HashProjections(settings.family, rounds, factors, rotations[own].to(device))
     width = settings.bucket_width
-    directions = torch.randn((num_heads, head_size, rounds), generator=generator)
-    offsets = torch.rand((num_heads, 1, rounds), generator=generator) * width
+    directions = torch.randn((all_heads, head_size, rounds), generator=generator)[own]
+    offsets = torch.rand((all_heads, 1, rounds), generator=generator)[own] * width
     return HashProjections(
         settings.family, rounds, factors, directions.to(device), offsets.to(device), width
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from reformer_hf.ops.head_share import numbering
 from reformer_hf.ops.hybrid_attention.window import HybridWindow
 from reformer_hf.ops.precision import wide_dtype
 
@@ -38,6 +39,12 @@ class HybridCall:
     def first_query(self) -> int:
         """Position of the first query among the keys."""
         return self.key.shape[2] - self.query.shape[2]
+
+    @property
+    def query_numbering(self) -> tuple[int, int]:
+        """The number of the first query head in the layer, and the layer's query heads."""
+        first, total = numbering(self.window.heads, self.key.shape[1])
+        return first * self.group_size, total * self.group_size
 
     @property
     def group_size(self) -> int:

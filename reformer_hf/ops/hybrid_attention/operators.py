@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from reformer_hf.ops.first_order import first_order_only
+from reformer_hf.ops.head_share import as_numbers, from_numbers
 from reformer_hf.ops.hybrid_attention import torch_backend, triton_backend
 from reformer_hf.ops.hybrid_attention.call import HybridCall, empty_output
 from reformer_hf.ops.hybrid_attention.window import HybridWindow
@@ -38,8 +39,8 @@ _KERNELS: dict[str, Kernels] = {"torch": torch_backend, "triton": triton_backend
 
 _CALL = (
     "Tensor query, Tensor key, Tensor value, Tensor? real, "
-    "SymInt[] local_sinks_rounds_bucket_window_buckets_seed, bool causal, float dropout, "
-    "SymInt dropout_seed, float scale, str backend"
+    "SymInt[] local_sinks_rounds_bucket_window_buckets_seed_head_share, bool causal, "
+    "float dropout, SymInt dropout_seed, float scale, str backend"
 )
 _NUM_TENSORS = 4
 
@@ -54,7 +55,7 @@ def _arguments(call: HybridCall, backend: str) -> tuple[Any, ...]:
     window = call.window
     numbers = (
         *(window.local_window, window.sink_tokens, window.num_hashes, window.bucket_window),
-        *(window.num_buckets or 0, _signed(window.hash_seed)),
+        *(window.num_buckets or 0, _signed(window.hash_seed), *as_numbers(window.heads)),
     )
     return (
         *(call.query, call.key, call.value, call.real),
@@ -66,10 +67,10 @@ def _arguments(call: HybridCall, backend: str) -> tuple[Any, ...]:
 def _call(arguments: tuple[Any, ...]) -> tuple[HybridCall, str]:
     """The inverse of :func:`_arguments`."""
     numbers, causal, dropout, dropout_seed, scale, backend = arguments[_NUM_TENSORS:]
-    local, sinks, rounds, bucket_window, buckets, seed = numbers
+    local, sinks, rounds, bucket_window, buckets, seed, *share = numbers
     window = HybridWindow(
         *(local, sinks, rounds, bucket_window, buckets or None, seed),
-        *(causal, dropout, dropout_seed),
+        *(causal, dropout, dropout_seed, from_numbers(*share)),
     )
     query, key, value, real = arguments[:_NUM_TENSORS]
     return HybridCall(query, key, value, real, window, scale), backend

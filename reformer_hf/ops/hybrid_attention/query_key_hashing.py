@@ -42,7 +42,7 @@ def _projections(
     key: Tensor, window: HybridWindow, num_buckets: int, head: int | None, num_heads: int
 ) -> HashProjections:
     """The hash functions of all key-value heads, or of one, and of all rounds."""
-    settings = HashSettings(window.num_hashes, window.hash_seed)
+    settings = HashSettings(window.num_hashes, window.hash_seed, heads=window.heads)
     factors = factorize_buckets(num_buckets)
     drawn = draw_projections(settings, factors, num_heads, key.shape[-1], device=key.device)
     return drawn if head is None else replace(drawn, weights=drawn.weights[head : head + 1])

@@ -71,7 +71,9 @@ def _weights(call: HybridCall) -> tuple[Tensor, Tensor]:
     window = call.window
     if window.dropout > 0.0:
         key = torch.arange(call.key.shape[2], device=query.device)
-        rows_and_heads = torch.arange(batch * heads, device=query.device) + call.first_row * heads
+        first, all_heads = call.query_numbering
+        row = torch.arange(batch, device=query.device).unsqueeze(1) + call.first_row
+        rows_and_heads = row * all_heads + first + torch.arange(heads, device=query.device)
         codes = query_codes(
             window.dropout_seed,
             rows_and_heads.view(batch, groups, -1, 1),

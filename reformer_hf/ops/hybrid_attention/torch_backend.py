@@ -138,9 +138,10 @@ class _Slice:
 
     def _codes(self) -> tuple[Tensor, Tensor]:
         """Codes of query slots and keys, from which dropout is decided."""
-        seed, band, heads = self.window.dropout_seed, self.band, self.call.query.shape[1]
-        head = torch.arange(band.group, device=band.device) + self.head * band.group
-        index = head + (self.row + self.call.first_row) * heads
+        seed, band = self.window.dropout_seed, self.band
+        first, all_heads = self.call.query_numbering
+        head = torch.arange(band.group, device=band.device) + self.head * band.group + first
+        index = head + (self.row + self.call.first_row) * all_heads
         index = index.view(1, -1, 1).expand(band.tiles, -1, band.tile).flatten()
         rounds = torch.zeros_like(index)
         key_position = torch.arange(band.length, device=band.device)

@@ -130,6 +130,8 @@ def queries_kernel(
     threshold,
     keep_scale,
     first_row,
+    first_head,
+    all_heads,
     round_,
     rounds,
     SIZE: tl.constexpr,
@@ -169,7 +171,9 @@ def queries_kernel(
     q = gather(query, head * query_h + m_query * query_n, valid, SIZE, HEAD)
     g = gather(grad_out, head * grad_h + m_query * grad_n, valid, VALUE_SIZE, VALUE)
     own_place = query_places(query_place, number, place_in_turn, valid, first, after, slots, round_)
-    query_code = query_codes(query_seed, (b + first_row) * heads + head, 0, place_in_turn + first)
+    query_code = query_codes(
+        query_seed, (b + first_row) * all_heads + first_head + head, 0, place_in_turn + first
+    )
     line = (b * heads + head) * queries + m_query
     own_base = tl.load(base + line, mask=valid, other=float("inf"))
     own_delta = tl.load(delta + line, mask=valid, other=0.0)
@@ -249,6 +253,8 @@ def keys_kernel(
     threshold,
     keep_scale,
     first_row,
+    first_head,
+    all_heads,
     round_,
     rounds,
     SIZE: tl.constexpr,
@@ -353,7 +359,9 @@ def keys_kernel(
         kept = p
         if DROPOUT:
             position = place_in_turn + first
-            query_code = query_codes(query_seed, (b + first_row) * heads + head, 0, position)
+            query_code = query_codes(
+                query_seed, (b + first_row) * all_heads + first_head + head, 0, position
+            )
             keep = keep_factors(query_code[None, :], key_code[:, None], threshold, keep_scale)
             kept = p * keep
             dp *= keep

@@ -111,6 +111,8 @@ def forward_kernel(
     threshold,
     keep_scale,
     first_row,
+    first_head,
+    all_heads,
     round_,
     rounds,
     SIZE: tl.constexpr,
@@ -148,7 +150,9 @@ def forward_kernel(
     m_query = (place_in_turn + start).to(tl.int64)
     q = gather(query, head * query_h + m_query * query_n, valid, SIZE, HEAD)
     own_place = query_places(query_place, number, place_in_turn, valid, first, after, slots, round_)
-    query_code = query_codes(query_seed, (b + first_row) * heads + head, 0, place_in_turn + first)
+    query_code = query_codes(
+        query_seed, (b + first_row) * all_heads + first_head + head, 0, place_in_turn + first
+    )
 
     line = (b * heads + head) * queries + m_query
     elements = ((b * queries + m_query) * heads + head) * VALUE_SIZE

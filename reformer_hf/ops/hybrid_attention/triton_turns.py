@@ -49,6 +49,8 @@ VARIABLE = (
     "threshold",
     "keep_scale",
     "first_row",
+    "first_head",
+    "all_heads",
     "round_",
 )
 FORWARD, QUERIES, KEYS = "forward", "queries", "keys"
@@ -260,7 +262,7 @@ class Launch:
             fold_seed(window.dropout_seed, 1) & 0x7FFFFFFF,
             int(window.dropout * (1 << 31)),
             1.0 / (1.0 - window.dropout),
-            *(call.first_row, turn.index, turn.rounds),
+            *(call.first_row, *call.query_numbering, turn.index, turn.rounds),
             SIZE=size,
             VALUE_SIZE=call.value.shape[3],
             HEAD=_padded(size),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from reformer_hf.ops.head_share import HeadShare
+
 # Positions of one level differ by up to this factor, and are hashed into as many buckets.
 _LEVEL_RATIO = 4
 # Where the first level ends.
@@ -37,6 +39,7 @@ class HybridWindow:
         causal: a query sees no later key.
         dropout: probability with which an attention weight is dropped.
         dropout_seed: of the drop decisions.
+        heads: which of a layer's key-value heads these are; ``None``: all.
 
     Raises:
         ValueError: a number outside its range.
@@ -51,6 +54,7 @@ class HybridWindow:
     causal: bool = True
     dropout: float = 0.0
     dropout_seed: int = 0
+    heads: HeadShare | None = None
 
     def __post_init__(self) -> None:
         smallest = {"local_window": 1, "sink_tokens": 0, "num_hashes": 0, "bucket_window": 1}

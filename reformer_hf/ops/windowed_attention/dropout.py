@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from reformer_hf.ops.head_share import HeadShare, numbering
 from reformer_hf.ops.seeds import fold_seed
 
 # Odd 32-bit multipliers of the "lowbias32" integer hash (Wellons, "Prospecting for hash functions",
@@ -32,12 +33,27 @@ def _mix(x: Tensor) -> Tensor:
     return x
 
 
+def numbered_slices(
+    rows: Tensor | int, heads: Tensor, share: HeadShare | None, num_heads: int
+) -> Tensor:
+    """Index ``b * H + h`` of rows and heads, with ``H`` and ``h`` those of the layer.
+
+    Args:
+        rows: ``b``.
+        heads: of the call, broadcastable to ``rows``.
+        share: which of the layer's heads the call holds; ``None``: all.
+        num_heads: heads of the call.
+    """
+    first, total = numbering(share, num_heads)
+    return rows * total + first + heads
+
+
 def query_codes(seed: int, slices: Tensor, rounds: Tensor, positions: Tensor) -> Tensor:
     """One int32 code per query slot.
 
     Args:
         seed: the seed of the call.
-        slices: index ``b * H + h`` of the row and head, broadcastable to ``positions``.
+        slices: :func:`numbered_slices`, broadcastable to ``positions``.
         rounds: hash round of the slot, broadcastable to ``positions``.
         positions: position of the token in the sequence.
     """

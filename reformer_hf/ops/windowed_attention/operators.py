@@ -23,6 +23,7 @@ from torch import Tensor
 
 from reformer_hf.ops.attention_window import AttentionWindow
 from reformer_hf.ops.first_order import first_order_only, refused
+from reformer_hf.ops.head_share import as_numbers, from_numbers
 from reformer_hf.ops.kept_results import keep_results
 from reformer_hf.ops.precision import wide_dtype
 from reformer_hf.ops.sorting import BucketOrder
@@ -59,7 +60,7 @@ _KERNELS: dict[str, Kernels] = {"torch": torch_backend, "triton": triton_backend
 # a schema in quadratic time on every call.
 _CALL = (
     "Tensor query, Tensor? key, Tensor value, Tensor? order, Tensor? rank, Tensor? bucket, "
-    "Tensor? real, str pattern, SymInt[] before_after_chunk_length, "
+    "Tensor? real, str pattern, SymInt[] before_after_chunk_length_head_share, "
     "bool[] causal_exclude_self_count_duplicates, float dropout, SymInt dropout_seed, "
     "float scale, str backend"
 )
@@ -79,7 +80,7 @@ def _arguments(call: WindowedAttentionCall, backend: str) -> tuple[Any, ...]:
     return (
         *(call.query, call.key, call.value, *tensors, call.real),
         window.pattern,
-        (window.before, window.after, window.chunk_length),
+        (window.before, window.after, window.chunk_length, *as_numbers(window.heads)),
         (window.causal, window.exclude_self, window.count_duplicates),
         window.dropout,
         # Seeds are used modulo 2**64; a schema takes signed numbers.
@@ -92,11 +93,13 @@ def _call(arguments: tuple[Any, ...]) -> tuple[WindowedAttentionCall, str]:
     """The inverse of :func:`_arguments`."""
     query, key, value, order, rank, bucket, real = arguments[:_NUM_TENSORS]
     pattern, numbers, rules, dropout, dropout_seed, scale, backend = arguments[_NUM_TENSORS:]
-    (before, after, chunk_length), (causal, exclude_self, count_duplicates) = numbers, rules
+    before, after, chunk_length, *share = numbers
+    causal, exclude_self, count_duplicates = rules
     window = AttentionWindow(
         *(pattern, before, after, chunk_length, causal, exclude_self, count_duplicates),
         dropout=dropout,
         dropout_seed=dropout_seed,
+        heads=from_numbers(*share),
     )
     ordered = None if order is None else BucketOrder(order, rank, bucket)
     return WindowedAttentionCall(query, key, value, ordered, real, window, scale), backend

@@ -14,7 +14,12 @@ from reformer_hf.ops.precision import widen
 from reformer_hf.ops.shared_keys import normalize_keys
 from reformer_hf.ops.sorting import BucketOrder, identity_order
 from reformer_hf.ops.windowed_attention.call import WindowedAttentionCall
-from reformer_hf.ops.windowed_attention.dropout import keep_mask, key_codes, query_codes
+from reformer_hf.ops.windowed_attention.dropout import (
+    keep_mask,
+    key_codes,
+    numbered_slices,
+    query_codes,
+)
 
 MAX_LENGTH = 4096
 
@@ -102,9 +107,11 @@ def _weights(call: WindowedAttentionCall) -> tuple[Tensor, Tensor]:
     if window.dropout > 0.0:
         device = query.device
         position = torch.arange(length, device=device)
-        slices = torch.arange(batch * heads, device=device).view(batch, heads, 1, 1)
-        rounds = torch.arange(weights.shape[2], device=device).view(-1, 1)
-        codes = query_codes(window.dropout_seed, slices, rounds, position)
+        rows = torch.arange(batch, device=device).view(-1, 1, 1, 1)
+        own = torch.arange(heads, device=device).view(-1, 1, 1)
+        slices = numbered_slices(rows, own, window.heads, heads)
+        numbers = torch.arange(weights.shape[2], device=device).view(-1, 1)
+        codes = query_codes(window.dropout_seed, slices, numbers, position)
         keep = keep_mask(
             codes.unsqueeze(-1), key_codes(window.dropout_seed, position), window.dropout
         )

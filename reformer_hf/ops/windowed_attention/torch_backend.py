@@ -35,7 +35,12 @@ from reformer_hf.ops.tile_arithmetic import (
     row_sums,
 )
 from reformer_hf.ops.windowed_attention.call import WindowedAttentionCall
-from reformer_hf.ops.windowed_attention.dropout import keep_mask, key_codes, query_codes
+from reformer_hf.ops.windowed_attention.dropout import (
+    keep_mask,
+    key_codes,
+    numbered_slices,
+    query_codes,
+)
 from reformer_hf.ops.windowed_attention.slots import Block, Group, Line, SlotLayout
 
 # Numbers of one kind (queries, say) of the slices that share a line, unless one slice has more.
@@ -142,8 +147,11 @@ class _Kernel:
     def _codes(self, group: Group, line: Line) -> tuple[Tensor, Tensor]:
         """Codes of queries and keys ``[S]`` from which dropout is decided."""
         seed, layout = self.window.dropout_seed, self.layout
-        index = torch.arange(layout.batch * layout.heads, device=line.token.device)
-        index = group.select(index.view(layout.batch, layout.heads)).reshape(-1, 1)
+        device = line.token.device
+        rows = torch.arange(layout.batch, device=device).unsqueeze(1)
+        heads = torch.arange(layout.heads, device=device)
+        index = numbered_slices(rows, heads, self.window.heads, layout.heads)
+        index = group.select(index).reshape(-1, 1)
         tail = (0, layout.num_keys)
         codes = (
             query_codes(seed, index, line.hash_round, line.token),

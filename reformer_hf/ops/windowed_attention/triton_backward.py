@@ -119,6 +119,8 @@ def queries_kernel(
     order_h,
     length,
     heads,
+    first_head,
+    all_heads,
     num_tiles,
     num_rounds,
     chunk_length,
@@ -152,6 +154,7 @@ def queries_kernel(
     slice_ = tl.program_id(1).to(tl.int64)
     b = slice_ // heads
     h = slice_ % heads
+    numbered = b * all_heads + first_head + h
     query += b * query_b + h * query_h
     if key is not None:
         key += b * key_b + h * key_h
@@ -185,7 +188,7 @@ def queries_kernel(
     query_tag, own_tag = query_tags(
         tag, real, tokens, round_, slots, valid, length, shift, RING, CAUSAL, EXCLUDE_SELF
     )
-    query_code = query_codes(query_seed, slice_, round_, tokens)
+    query_code = query_codes(query_seed, numbered, round_, tokens)
     dq = tl.zeros([BLOCK, HEAD], tl.float32)
     start, stop = neighbours(tile, before, after, num_tiles, BLOCK, SUB, RING)
     for other in range(start, stop):
@@ -271,6 +274,8 @@ def keys_kernel(
     order_h,
     length,
     heads,
+    first_head,
+    all_heads,
     num_tiles,
     num_rounds,
     chunk_length,
@@ -304,6 +309,7 @@ def keys_kernel(
     slice_ = tl.program_id(1).to(tl.int64)
     b = slice_ // heads
     h = slice_ % heads
+    numbered = b * all_heads + first_head + h
     query += b * query_b + h * query_h
     if key is not None:
         key += b * key_b + h * key_h
@@ -383,7 +389,7 @@ def keys_kernel(
         dp = tl.dot(v, tl.trans(g), input_precision=PRECISION)
         kept = p
         if DROPOUT:
-            query_code = query_codes(query_seed, slice_, query_round, query_tokens)
+            query_code = query_codes(query_seed, numbered, query_round, query_tokens)
             keep = keep_factors(query_code[None, :], key_code[:, None], threshold, keep_scale)
             kept = p * keep
             dp *= keep
@@ -400,7 +406,7 @@ def keys_kernel(
             place,
             tokens,
             valid,
-            slice_,
+            numbered,
             length,
             num_rounds,
             before,

@@ -77,6 +77,8 @@ def forward_kernel(
     order_h,
     length,
     heads,
+    first_head,
+    all_heads,
     num_tiles,
     num_rounds,
     chunk_length,
@@ -107,6 +109,7 @@ def forward_kernel(
     slice_ = tl.program_id(1).to(tl.int64)
     b = slice_ // heads
     h = slice_ % heads
+    numbered = b * all_heads + first_head + h
     query += b * query_b + h * query_h
     if key is not None:
         key += b * key_b + h * key_h
@@ -131,7 +134,7 @@ def forward_kernel(
     query_tag, own_tag = query_tags(
         tag, real, tokens, round_, slots, valid, length, shift, RING, CAUSAL, EXCLUDE_SELF
     )
-    query_code = query_codes(query_seed, slice_, round_, tokens)
+    query_code = query_codes(query_seed, numbered, round_, tokens)
 
     rows = (b * length + tokens) * heads + h
     columns = tl.arange(0, HEAD)
@@ -199,7 +202,7 @@ def forward_kernel(
                 place,
                 tokens,
                 valid,
-                slice_,
+                numbered,
                 length,
                 num_rounds,
                 before,

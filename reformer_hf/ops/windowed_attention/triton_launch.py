@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reformer_hf.ops.head_share import numbering
 from reformer_hf.ops.seeds import fold_seed
 from reformer_hf.ops.sorting import spaced_rank
 from reformer_hf.ops.windowed_attention.call import WindowedAttentionCall
@@ -32,6 +33,8 @@ VARIABLE = (
     "key_seed",
     "threshold",
     "keep_scale",
+    "first_head",
+    "all_heads",
     "round_",
 )
 FORWARD, QUERIES, KEYS = "forward", "queries", "keys"
@@ -177,7 +180,8 @@ class Launch:
             *self.tables,
             *(s for x in self.inputs for s in _strides(x)),
             *self._order_strides,
-            *(length, heads, num_tiles, self.num_rounds, chunk_length),
+            *(length, heads, *numbering(window.heads, heads)),
+            *(num_tiles, self.num_rounds, chunk_length),
             *(before, after, -1 if alone else after, before + after + (not alone)),
             call.scale * math.log2(math.e),
             fold_seed(window.dropout_seed, 0) & 0x7FFFFFFF,

@@ -253,9 +253,9 @@ def _mix(x):
 
 
 @triton.jit
-def query_codes(seed, slice_, round_, tokens):
+def query_codes(seed, numbered, round_, tokens):
     """See :func:`~reformer_hf.ops.windowed_attention.dropout.query_codes`."""
-    code = _mix((seed ^ slice_.to(tl.int32)) * _M1 + round_)
+    code = _mix((seed ^ numbered.to(tl.int32)) * _M1 + round_)
     return _mix(code * _M1 + tokens.to(tl.int32))
 
 
@@ -279,7 +279,7 @@ def own_weight(
     place,
     tokens,
     valid,
-    slice_,
+    numbered,
     length,
     num_rounds,
     before,
@@ -311,7 +311,7 @@ def own_weight(
             count = times * 0.0 + 1.0
         times += count
         if DROPOUT:
-            query_code = query_codes(query_seed, slice_, r, tokens)
+            query_code = query_codes(query_seed, numbered, r, tokens)
             kept += count * keep_factors(
                 query_code, key_codes(key_seed, tokens), threshold, keep_scale
             )

@@ -1,4 +1,4 @@
-"""Starting programs in processes of their own, alone or two of them side by side."""
+"""Starting programs in processes of their own, alone or several of them side by side."""
 
 from __future__ import annotations
 
@@ -46,4 +46,16 @@ def launch_two(program: str, *arguments: str | Path) -> str:
             str(PROGRAMS / program),
             *map(str, arguments),
         ]
+    )
+
+
+def launch_sharing(program: str, processes: int, *arguments: str | Path) -> str:
+    """Run a program by `torchrun` in some processes on a CPU."""
+    return run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc_per_node", str(processes), str(PROGRAMS / program)),
+            *map(str, arguments),
+        ],
+        timeout=400,
     )

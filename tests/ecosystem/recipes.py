@@ -54,4 +54,5 @@ def sgd(model: torch.nn.Module) -> torch.optim.Optimizer:
 def largest_difference(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
     """Over all elements of all gradients."""
     assert found.keys() == expected.keys()
-    return max(float((found[name] - wanted).abs().max()) for name, wanted in expected.items())
+    differences = ((found[name] - wanted.detach()).abs().max() for name, wanted in expected.items())
+    return max(map(float, differences))

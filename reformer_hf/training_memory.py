@@ -92,6 +92,7 @@ def estimate_memory(
     dtype: torch.dtype = torch.float32,
     optimizer: str = "adamw",
     device: str = "cpu",
+    sequence_parallel_size: int = 1,
 ) -> MemoryEstimate:
     """What one training step of the language model needs at its peak.
 
@@ -125,10 +126,14 @@ def estimate_memory(
         dtype: of the arithmetic. fp16 and bf16 mean autocast: parameters stay in fp32.
         optimizer: ``"adamw"``, ``"sgd"`` or ``"none"``.
         device: ``"cpu"`` or ``"cuda"``: slices of feed-forward layers are shorter on a CPU.
+        sequence_parallel_size: ranks that share every sequence, ``P``
+            (:func:`~reformer_hf.parallel.split_sequence`). The estimate is that of one rank, which
+            holds ``N / P`` tokens of the (source) sequence, all tokens of a target, all weights,
+            and at work also what attention layers send and receive.
 
     Raises:
-        ValueError: a size that is not positive or above what the configuration allows, or an
-            unknown dtype, optimizer or device.
+        ValueError: a size that is not positive or above what the configuration allows, an unknown
+            dtype, optimizer or device, or ranks that the heads cannot be shared among.
 
     Example:
         >>> from reformer_hf import ReformerConfig
@@ -140,9 +145,11 @@ def estimate_memory(
     if getattr(config, "model_type", None) in CONFIG_READERS:
         config = ReformerConfig.from_dict(config.to_dict())
     _check(config, batch_size, length, target_length, dtype, optimizer, device)
+    ranks = sequence_parallel_size
+    _check_ranks(config, length, ranks)
     model = _model_without_weights(config)
     parameters = 4 * sum(p.numel() for p in model.parameters())
-    shape = PassShape(batch_size, length, dtype.itemsize, device=device)
+    shape = PassShape(batch_size, -(-length // ranks), dtype.itemsize, device=device, ranks=ranks)
     if isinstance(model, ReformerForConditionalGeneration):
         target = config.max_target_positions if target_length is None else target_length
         parts = _encoder_decoder(model, shape, target)
@@ -167,7 +174,7 @@ def _encoder_decoder(
     """The encoder waits with its streams and its output while the decoder works."""
     config, source = model.config, shape.length
     encoder = _of_stack(model.model.encoder.stack, shape)
-    target = replace(shape, length=target_length, source_length=source)
+    target = replace(shape, length=target_length, source_length=source, ranks=1)
     decoder = _of_stack(model.model.decoder.stack, target)
     # The encoder's merged streams before and after the last norm, and the gradient of the latter.
     states = 3 * _STREAM * shape.positions * config.merged_size()
@@ -243,6 +250,15 @@ def _check(
         raise ValueError(f"`device` must be 'cpu' or 'cuda', got {device!r}")
 
 
+def _check_ranks(config: ReformerConfig, length: int, ranks: int) -> None:
+    _check_size("sequence_parallel_size", ranks, length, "length")
+    if config.num_attention_heads % ranks:
+        raise ValueError(
+            "`sequence_parallel_size` must divide num_attention_heads="
+            f"{config.num_attention_heads}, got {ranks}"
+        )
+
+
 def _check_size(name: str, value: int, limit: int | None = None, limit_name: str = "") -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"`{name}` must be a positive integer, got {value!r}")
@@ -288,6 +304,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     add("--optimizer", choices=[*OPTIMIZER_NUMBERS], default="adamw")
     add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--sequence-parallel-size", type=int, default=1, help="ranks that share every sequence")
     arguments = parser.parse_args(argv)
     try:
         estimate = estimate_memory(
@@ -298,6 +315,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             dtype=getattr(torch, arguments.dtype),
             optimizer=arguments.optimizer,
             device=arguments.device,
+            sequence_parallel_size=arguments.sequence_parallel_size,
         )
     except (ValueError, OSError) as error:
         parser.error(str(error))

@@ -123,6 +123,19 @@ def test_what_saves_memory_is_seen_to():
     assert peak(**words, chunk_size_lm_head=512) < peak(**words) / 3
 
 
+@pytest.mark.parametrize("kind", ["lsh", "local", "full", "hybrid"])
+def test_ranks_that_share_a_sequence_share_its_activations(kind):
+    sizes = {"hidden_size": 1024, "num_attention_heads": 16, "feed_forward_size": 4096}
+    config = config_of(attn_layers=[kind] * 2, max_position_embeddings=1 << 20, **sizes)
+    whole = estimate_memory(config, 1, 1 << 19)
+    parts = estimate_memory(config, 1, 1 << 19, sequence_parallel_size=2)
+    assert parts.streams == whole.streams // 2
+    assert (parts.parameters, parts.gradients) == (whole.parameters, whole.gradients)
+    ratio = (parts.extra_peak - parts.gradients) / (whole.extra_peak - whole.gradients)
+    # What a kernel forms for one head at a time is as large for a rank as for one process.
+    assert 0.5 <= ratio < 0.5 * 1.2
+
+
 def test_a_longer_target_takes_more():
     config = ReformerSeq2SeqConfig()
     short, long = (estimate_memory(config, 2, 4096, target_length=n) for n in (64, 1024))
@@ -134,6 +147,8 @@ def test_a_longer_target_takes_more():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"sequence_parallel_size": 0}, "`sequence_parallel_size` must be a positive integer"),
+        ({"sequence_parallel_size": 3}, "must divide num_attention_heads=4, got 3"),
         ({"batch_size": 0}, "`batch_size` must be a positive integer, got 0"),
         ({"length": 1.5}, "`length` must be a positive integer, got 1.5"),
         ({"length": 65537}, "`length` must be at most max_position_embeddings=65536, got 65537"),

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 
 import reformer_hf  # noqa: F401  (registers the architecture with the Auto classes)
+from reformer_hf.parallel import split_sequence
 from training.arguments import LanguageModelingArguments, exit_code
 from training.language_modeling import (
     DEFAULT_DATA,
@@ -24,9 +25,15 @@ from training.language_modeling import (
     encode_documents,
     load_documents,
 )
-from training.reporting import CardFacts, CardTrainer, MetricRow, show_results, show_samples
+from training.reporting import (
+    CardFacts,
+    MetricRow,
+    SharedDocumentTrainer,
+    show_results,
+    show_samples,
+)
 from training.session import begin
-from training.training_arguments import ScriptTrainingArguments
+from training.training_arguments import SharedDocumentArguments
 
 _USAGE = """
 inputs = tokenizer("Once upon a time", return_tensors="pt")
@@ -41,7 +48,7 @@ def model_language(argv: Sequence[str] | None = None) -> dict[str, float]:
         ValueError: arguments, data or model cannot work.
     """
     model_args, data, training, session = begin(
-        LanguageModelingArguments, ScriptTrainingArguments, argv, cuts_validation=True
+        LanguageModelingArguments, SharedDocumentArguments, argv, cuts_validation=True
     )
     training.choose_learning_rate(from_scratch=model_args.model_name_or_path is None)
     # Logits of whole blocks would fill the memory, and nothing here looks at them.
@@ -51,7 +58,7 @@ def model_language(argv: Sequence[str] | None = None) -> dict[str, float]:
     tokenizer, model = build_language_model(model_args, session.checkpoint, config, data, documents)
     blocks = encode_documents(documents, tokenizer, data, training)
 
-    trainer = CardTrainer(
+    trainer = SharedDocumentTrainer(
         model=model,
         args=training,
         train_dataset=blocks["train"].data if "train" in blocks else None,
@@ -75,6 +82,8 @@ def model_language(argv: Sequence[str] | None = None) -> dict[str, float]:
         if trainer.is_world_process_zero():
             show_results(f"Scores on {split}", rows)
 
+    if training.sequence_parallel_size > 1:
+        split_sequence(model, None)  # one process writes the samples
     split = "test" if "test" in blocks else "validation"
     if split in blocks and data.sample_length and trainer.is_world_process_zero():
         show_samples(continuation_samples(model, tokenizer, blocks[split], data, training.seed))

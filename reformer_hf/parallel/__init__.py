@@ -96,12 +96,28 @@ def split_batch(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
         The same, with views of tensors. The batch itself where the model is whole.
 
     Raises:
-        ValueError: tensors of tokens that differ in length, or fewer tokens than ranks.
+        ValueError: tensors of tokens that differ in length, fewer tokens than ranks, or ranks that
+            were given different batches. All ranks refuse together.
     """
     part = _outermost(model)
     group = part.sequence_group
     if group is None:
         return dict(batch)
+    with group.together():
+        cut, checksum = _cut(part, group, batch), _checksum(batch)
+    found = [own for (own,) in group.exchange(checksum)]
+    if len(set(found)) > 1:
+        raise ValueError(
+            "`batch` must be the same on all ranks that share its sequences, got batches that "
+            f"differ on ranks {[rank for rank, own in enumerate(found) if own != found[0]]}: "
+            "does a sampler give every process its own?"
+        )
+    return cut
+
+
+def _cut(
+    part: ReformerPreTrainedModel, group: SequenceGroup, batch: Mapping[str, Any]
+) -> dict[str, Any]:
     sides = [part.token_arguments]
     if part.target_is_split:
         sides.append(part.target_arguments)
@@ -114,6 +130,17 @@ def split_batch(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
         for name, x in held.items():
             cut[name] = x[:, _span(x.shape[1], group, name)]
     return cut
+
+
+def _checksum(batch: Mapping[str, Any]) -> int:
+    """A number that other integers in a batch would change."""
+    total = 0
+    for name, x in sorted(batch.items()):
+        if isinstance(x, Tensor) and not x.is_floating_point() and x.numel():
+            flat = x.flatten().to(torch.int64)
+            weights = torch.arange(flat.numel(), device=x.device) % 8191 + len(name)
+            total += int((flat * weights).sum()) + flat.numel()
+    return total % (1 << 62)
 
 
 def gather_sequence(model: nn.Module, x: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from transformers import (
 from transformers.trainer_utils import IntervalStrategy
 
 import reformer_hf
+from reformer_hf.parallel.trainer import SequenceParallelMixin
 from training.models import count_in_words
 from training.whole_saves import WholeSaves
 
@@ -436,6 +437,14 @@ class _RunTrainer:
 
 class CardTrainer(_RunTrainer, WholeSaves):
     """`Trainer` with the run's own model card."""
+
+
+class SharedDocumentTrainer(SequenceParallelMixin, CardTrainer):
+    """The same, with processes that share every text."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        size = kwargs["args"].sequence_parallel_size
+        super().__init__(*args, sequence_parallel_size=size, **kwargs)
 
 
 class CardSeq2SeqTrainer(_RunTrainer, WholeSaves, Seq2SeqTrainer):

@@ -48,6 +48,17 @@ class ScriptTrainingArguments(TrainingArguments):
 
 
 @dataclass
+class SharedDocumentArguments(ScriptTrainingArguments):
+    """The same where processes can share a document."""
+
+    sequence_parallel_size: int = option(
+        "Processes that share every text, each with a part of it: a text can be that many times as"
+        " long. It must divide the number of processes and of attention heads.",
+        1,
+    )
+
+
+@dataclass
 class WritingTrainingArguments(ScriptTrainingArguments, Seq2SeqTrainingArguments):
     """The same for a model that writes, which is judged by what it generates, so it generates."""
 

@@ -49,7 +49,9 @@ def launch_two(program: str, *arguments: str | Path) -> str:
     )
 
 
-def launch_sharing(program: str, processes: int, *arguments: str | Path) -> str:
+def launch_sharing(
+    program: str | Path, processes: int, *arguments: str | Path, timeout: float = 400
+) -> str:
     """Run a program by `torchrun` in some processes on a CPU."""
     return run(
         [
@@ -57,5 +59,5 @@ def launch_sharing(program: str, processes: int, *arguments: str | Path) -> str:
             *("--nproc_per_node", str(processes), str(PROGRAMS / program)),
             *map(str, arguments),
         ],
-        timeout=400,
+        timeout=timeout,
     )

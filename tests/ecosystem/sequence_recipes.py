@@ -79,6 +79,8 @@ REFUSED: dict[str, str] = {
     "other rows": "must have the same rows of a batch",
     "other parts": "cut a batch with `split_batch`",
     "other rounds": "must have the same hash rounds",
+    "other batches": "`batch` must be the same on all ranks",
+    "a short batch": "`input_ids` must have at least as many tokens as ranks share them",
     "cache": "must not be given while sequences are split",
     "weights": "needs whole sequences",
     "generate": "must not be given while sequences are split",

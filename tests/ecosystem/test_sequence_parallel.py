@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import distributed
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from transformers import Trainer
 
+from reformer_hf.parallel import split_sequence
 from tests.ecosystem.launch import launch_sharing
 from tests.ecosystem.recipes import largest_difference
 from tests.ecosystem.sequence_recipes import (
@@ -16,6 +22,7 @@ from tests.ecosystem.sequence_recipes import (
     REFUSED,
     TOGETHER,
     TRAINED,
+    Case,
     batch_of,
     build,
     collate,
@@ -79,6 +86,12 @@ def test_ranks_that_waited_name_the_one_that_failed(ranks: Ranks) -> None:
             assert f"rank 0 of {len(ranks)}" in rank["refused"][name]
 
 
+@pytest.mark.parametrize("way", ["forward", "backward"])
+def test_a_failure_in_the_middle_of_a_pass_ends_all_ranks(way: str) -> None:
+    with pytest.raises(AssertionError, match="no room on this rank"):
+        launch_sharing("failing_rank.py", 2, way, timeout=100)
+
+
 def test_a_model_can_be_made_whole_again(ranks: Ranks) -> None:
     case = CASES["causal_lm"]
     _, model = build(case)
@@ -106,3 +119,53 @@ def test_a_trainer_trains_as_one_process_does(ranks: Ranks, tmp_path: Path) -> N
         if groups == 1:  # else `Trainer` divides by the labels of all groups, as under DDP
             assert found["evaluated"] == pytest.approx(evaluated, rel=1e-5)
         assert largest_difference(found["weights"], dict(model.named_parameters())) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("mesh", "options", "message"),
+    [
+        ("cpu", {}, "`mesh` must be a DeviceMesh or None, got a str"),
+        (None, {"model": torch.nn.Linear(2, 2)}, "must be a model of reformer_hf, got a Linear"),
+    ],
+)
+def test_what_cannot_be_split_is_refused(mesh: Any, options: dict[str, Any], message: str) -> None:
+    model = options.get("model") or build(CASES["causal_lm"])[1]
+    with pytest.raises(ValueError, match=message):
+        split_sequence(model, mesh)
+
+
+@pytest.fixture
+def mesh_of_one(tmp_path: Path) -> Iterator[DeviceMesh]:
+    """A process group of this process alone, in a mesh of two dimensions."""
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
+    )
+    yield init_device_mesh("cpu", (1, 1), mesh_dim_names=("dp", "sp"))
+    distributed.destroy_process_group()
+
+
+def test_a_mesh_without_the_dimension_or_a_model_that_does_not_fit_is_refused(
+    mesh_of_one: DeviceMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, model = build(CASES["causal_lm"])
+    with pytest.raises(ValueError, match=r"called 'cp', got 2 dimensions called \['dp', 'sp'\]"):
+        split_sequence(model, mesh_of_one, dimension="cp")
+    with pytest.raises(ValueError, match="`split_target` needs an encoder-decoder"):
+        split_sequence(model, mesh_of_one, split_target=True)
+    _, old = build(Case("causal_lm", {"attention_pattern": "chunk", "attn_layers": ["lsh"]}))
+    with pytest.raises(ValueError, match="in the attention pattern 'window' alone"):
+        split_sequence(old, mesh_of_one)
+    monkeypatch.setattr(distributed, "get_world_size", lambda group=None: 3)
+    with pytest.raises(ValueError, match=r"4 heads and 3 ranks; 4 heads go to \[1, 2, 4\] ranks"):
+        split_sequence(model, mesh_of_one)
+    assert model.sequence_group is None
+
+
+def test_a_split_model_is_copied_but_not_pickled(mesh_of_one: DeviceMesh) -> None:
+    _, model = build(CASES["causal_lm"])
+    split_sequence(model, mesh_of_one)
+    assert copy.deepcopy(model).sequence_group is model.sequence_group
+    with pytest.raises(TypeError, match="make it whole first"):
+        pickle.dumps(model)
+    split_sequence(model, None)
+    assert pickle.loads(pickle.dumps(model)).sequence_group is None

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import run_clm
 from reformer_hf import ReformerForCausalLM
 from reformer_hf.tokenization import byte_tokenizer
+from tests.ecosystem.launch import ROOT, launch_sharing
 from training.language_modeling import collate_blocks, hold_out_end, make_blocks, pieces
 
 TEXT = "".join(f"Line {number} of a text about buckets.\n" for number in range(60))
@@ -102,6 +103,18 @@ def test_run_leaves_a_complete_model_directory(text_files, small_run, tmp_path, 
     assert "xz compressor" in card
     assert (run / "loss_curve.png").is_file()
     assert capsys.readouterr().out.count("output:") == 3
+
+
+def test_two_processes_that_share_every_text_train_as_one_does(text_files, small_run, tmp_path):
+    options = [*text_files, *small_run, "--sample_length", "4", "--block_size", "63"]
+    run_clm.model_language(options)
+    alone = json.loads((tmp_path / "run" / "all_results.json").read_text())
+    shared = [*options, "--sequence_parallel_size", "2", "--output_dir", str(tmp_path / "shared")]
+    output = launch_sharing(ROOT / "scripts" / "run_clm.py", 2, *shared)
+    assert "output:" in output
+    found = json.loads((tmp_path / "shared" / "all_results.json").read_text())
+    for name in ("train_loss", "eval_loss"):
+        assert found[name] == pytest.approx(alone[name], rel=1e-4)
 
 
 def test_validation_text_is_cut_off_where_none_is_given(small_run, tmp_path):

@@ -101,6 +101,8 @@ def run_refused(mesh: DeviceMesh) -> dict[str, str]:
         "other rows": lambda: model(**rows),
         "other parts": lambda: model(whole["input_ids"][:, : 40 if first else 30]),
         "other rounds": lambda: model(**part, num_hashes=2 if first else 3),
+        "other batches": lambda: split_batch(model, batch_of(case, rows=1 if first else 2)),
+        "a short batch": lambda: split_batch(model, {"input_ids": whole["input_ids"][:, :1]}),
         "cache": lambda: model(part["input_ids"], use_cache=True),
         "weights": lambda: model(part["input_ids"], output_attentions=True),
         "generate": lambda: model.generate(part["input_ids"], max_new_tokens=2, do_sample=False),

@@ -5,6 +5,7 @@ Importing the package registers its models with transformers' Auto classes, and 
 ``attn_implementation="reformer"`` for pretrained models.
 """
 
+from reformer_hf import parallel
 from reformer_hf.auto import make_shareable, register
 from reformer_hf.cache import ReformerCache, ReformerEncoderDecoderCache
 from reformer_hf.configuration_reformer import ReformerConfig, ReformerSeq2SeqConfig
@@ -40,6 +41,7 @@ __all__ = [
     "byte_tokenizer",
     "configure_attention",
     "extend_positions",
+    "parallel",
     "register",
     "train_bpe_tokenizer",
 ]

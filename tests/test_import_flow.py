@@ -33,6 +33,7 @@ FLOW: dict[str, set[str]] = {
         "configuration", "tokenization", "ops", "cache", "layers", "conversion", "models",
     },
     "training_memory": {"configuration", "ops", "layers", "models"},
+    "parallel": {"configuration", "ops", "models"},
     "pretrained": {"configuration", "ops"},
 }  # fmt: skip
 FLOW["exports"] = set(FLOW)
@@ -49,6 +50,7 @@ GROUP_OF_FILE = {
     "checkpoint_conversion": "conversion",
     "models": "models",
     "training_memory": "training_memory",
+    "parallel": "parallel",
     "pretrained": "pretrained",
     "diagnose": "exports",
     "auto": "auto",

@@ -42,7 +42,7 @@ def test_accelerate_reads_every_file_and_knows_every_field(path: Path) -> None:
 
 def test_every_file_stands_on_the_page() -> None:
     page = (FOLDER / "README.md").read_text()
-    assert len(FILES) == 5
+    assert len(FILES) == 6
     for path in FILES:
         assert path.name in page
 
@@ -58,6 +58,13 @@ def test_many_gpus_start_one_process_each() -> None:
     assert args.multi_gpu
     prepare_multi_gpu_env(args)
     assert args.nproc_per_node == "8"
+
+
+def test_gpus_that_share_texts_are_started_as_many_gpus_are() -> None:
+    sharing, many = launched("sequence_parallel.yaml"), launched("many_gpus.yaml")
+    for args in (sharing, many):
+        args.config_file = None
+    assert vars(sharing) == vars(many)
 
 
 def test_processes_of_many_nodes_are_shared_among_them() -> None:

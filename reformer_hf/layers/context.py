@@ -35,6 +35,7 @@ class ForwardContext:
         shard: this rank's part of the tokens, where sequences are split; ``padding`` is that of
             whole rows.
         source_shard: likewise of the encoder's tokens; ``encoder_real`` is that of whole rows.
+        unbroken: where sequences are split, real tokens stand side by side in every row.
         cross_cache: where cross-attention layers keep the keys and values of the encoder's output,
             and find them in the next decoding step.
     """
@@ -48,6 +49,7 @@ class ForwardContext:
     output_attentions: bool = False
     planned_lengths: tuple[int, ...] | None = None
     shard: SequenceShard | None = None
+    unbroken: bool = False
     source_shard: SequenceShard | None = None
     cache: ReformerCache | None = field(default=None, compare=False)
     cross_cache: EncoderDecoderCache | None = field(default=None, compare=False)

@@ -196,6 +196,7 @@ def prepare_inputs(
         cross_cache=None if source is None else source.cache,
         shard=shard,
         source_shard=source_shard,
+        unbroken=shard is not None and (padding is None or padding.unbroken()),
     )
     return PreparedInputs(vectors, positions, context)
 

@@ -47,6 +47,11 @@ class Padding:
             return self.lengths
         return tuple(int(n) for n in self.real.sum(dim=1).tolist())
 
+    def unbroken(self) -> bool:
+        """Whether the real tokens of every row stand side by side; one device sync."""
+        begins = self.real[:, 1:] & ~self.real[:, :-1]
+        return bool((begins.sum(dim=1) + self.real[:, 0] <= 1).all())
+
     def positions(self) -> Tensor:
         """``[B, N]`` int64: how many real tokens stand before each token (padding: the nearest)."""
         return (self.real.to(torch.int64).cumsum(dim=1) - 1).clamp_(min=0)

@@ -2,7 +2,8 @@
 
 Every rank of a group of ``P`` processes holds consecutive tokens of every row. Attention needs all
 tokens, but head by head: one all-to-all turns ``n`` tokens of all heads into all ``N`` tokens of
-``H / P`` heads, another turns the result back (DeepSpeed-Ulysses, arXiv:2309.14509).
+``H / P`` heads, another turns the result back (DeepSpeed-Ulysses, arXiv:2309.14509). Attention that
+sees a few neighbours only is sent those by the ranks before and behind it.
 
 **Gradients.** A loss is the same number on every rank, and every rank calls ``backward()`` on it:
 each sum over the group is, in the backward pass, a sum of ``P`` equal gradients. So what a rank
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from reformer_hf.ops.seeds import fold_seed
 
@@ -203,6 +205,29 @@ class SequenceShard:
         exchanged: Tensor = _HeadsForTokens.apply(x, self)
         return exchanged
 
+    def neighbours(self, before: int, after: int) -> tuple[int, int] | None:
+        """How many tokens before and behind its own a rank is sent by its two neighbours.
+
+        None before the first rank's and none behind the last's. ``None`` if some rank holds fewer
+        tokens than a neighbour needs, so that windows reach over more than two ranks.
+        """
+        if min(self.lengths) < max(before, after):
+            return None
+        last = self.group.rank == self.group.size - 1
+        return before * (self.group.rank > 0), after * (not last)
+
+    def extend(self, x: Tensor, before: int, after: int) -> Tensor:
+        """``[B, n, F]`` with the last ``before`` tokens of the rank before, the first ``after``
+        of the rank behind.
+
+        Args:
+            x: this rank's tokens.
+            before: tokens that every rank but the first is sent by the one before it.
+            after: tokens that every rank but the last is sent by the one behind it.
+        """
+        extended: Tensor = _Extend.apply(x, self, before, after)
+        return extended
+
     @contextlib.contextmanager
     def randomness(self, seed: int, device: torch.device, *, own: bool = True) -> Iterator[None]:
         """Global random numbers from a seed that all ranks know; what they were comes back after.
@@ -291,3 +316,62 @@ class _HeadsForTokens(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return _TokensForHeads.apply(grad, ctx.shard), None
+
+
+class _Extend(torch.autograd.Function):
+    """A part with some tokens of its neighbours; what these get comes back to where they live."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shard: SequenceShard, before: int, after: int) -> Tensor:
+        ctx.shard, ctx.reach = shard, (before, after)
+        length = x.shape[1]
+        ends = (x[:, :after], x[:, length - before :])
+        got = _swap_ends(shard, x, *ends, before, after)
+        return torch.cat((got[0], x, got[1]), dim=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        before, after = ctx.reach
+        shard = ctx.shard
+        held = shard.neighbours(before, after)
+        first = 0 if held is None else held[0]
+        own = shard.lengths[shard.group.rank]
+        total = grad[:, first : first + own].clone()
+        ends = (grad[:, :first], grad[:, first + own :])
+        got = _swap_ends(shard, grad, *ends, after, before)
+        # From the rank before: what my first tokens got there; from the one behind: my last ones.
+        total[:, : got[0].shape[1]] += got[0]
+        total[:, own - got[1].shape[1] :] += got[1]
+        return total, None, None, None
+
+
+def _swap_ends(
+    shard: SequenceShard,
+    like: Tensor,
+    to_previous: Tensor,
+    to_next: Tensor,
+    before: int,
+    after: int,
+) -> tuple[Tensor, Tensor]:
+    """Send tokens to both neighbours; what comes from them, ``before`` and ``after`` tokens.
+
+    The first rank has none before it, the last none behind it, and both send that way nothing.
+    """
+    group, (batch, _, features) = shard.group, like.shape
+    sent, received = [0] * group.size, [0] * group.size
+    parts: list[Tensor] = []
+    if group.rank > 0:
+        parts.append(to_previous.flatten())
+        sent[group.rank - 1] = to_previous.numel()
+        received[group.rank - 1] = batch * before * features
+    if group.rank < group.size - 1:
+        parts.append(to_next.flatten())
+        sent[group.rank + 1] = to_next.numel()
+        received[group.rank + 1] = batch * after * features
+    found = group._all_to_all(torch.cat(parts), sent, received)
+    first = received[group.rank - 1] if group.rank > 0 else 0
+    return (
+        found[:first].view(batch, -1, features) if first else like[:, :0],
+        found[first:].view(batch, -1, features) if first < found.numel() else like[:, :0],
+    )

@@ -28,7 +28,8 @@ class Case:
     Attributes:
         head: name of the head.
         options: of the configuration.
-        padding: `none`, `right`, `left`, or `unsaid`: on the right, told by the labels alone.
+        padding: `none`, `right`, `left`, `broken`: in the middle too, or `unsaid`: on the right,
+            told by the labels alone.
         split_target: the target of an encoder-decoder is split as well.
     """
 
@@ -59,7 +60,11 @@ CASES: dict[str, Case] = {
         "causal_lm",
         {"head_merge": "average", "stream_merge": "concat", "tie_word_embeddings": False},
     ),
+    "causal_lm-broken": Case("causal_lm", {}, "broken"),
+    "causal_lm-far": Case("causal_lm", {"local_attn_chunk_length": 32}, "right"),
     "masked_lm": Case("masked_lm", {"num_hashes": 2}, "right"),
+    "masked_lm-two-sides": Case("masked_lm", {"attn_layers": ["local", "local"]}, "left"),
+    "masked_lm-plain": Case("masked_lm", {"reversible": False}),
     "sequence_classification": Case("sequence_classification", {}, "left"),
     "sequence_classification-first": Case(
         "sequence_classification", {"classifier_pooling": "first"}, "left"
@@ -119,6 +124,8 @@ def batch_of(case: Case, rows: int = ROWS) -> Batch:
         real[-1, :45] = 0
     else:
         real[-1, 30:] = 0
+    if case.padding == "broken":
+        real[:, 5:9] = 0
     batch["input_ids"] = batch["input_ids"] * real
     if case.padding != "unsaid":
         batch["attention_mask"] = real

@@ -82,9 +82,16 @@ class ModelArguments:
     attention_settings: str | None = option(
         "Settings of --attn_implementation reformer, as a JSON object or as key=value,key=value."
     )
+    lora_rank: int | None = option(
+        "Train low-rank adapters (LoRA) of this rank on the linear layers of a given model, and add"
+        " them to its weights at the end."
+    )
 
     def __post_init__(self) -> None:
         require_positive("vocab_size", self.vocab_size)
+        require_positive("lora_rank", self.lora_rank)
+        if self.lora_rank is not None and self.model_name_or_path is None:
+            raise ValueError("lora_rank: expected model_name_or_path next to it, got none")
         require_text(self, "attn_implementation", "attention_settings")
         if self.attn_implementation is not None and self.model_name_or_path is None:
             raise ValueError(

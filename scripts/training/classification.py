@@ -32,6 +32,7 @@ CLASSIFICATION = Task(
     AutoModelForSequenceClassification,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     "max_seq_length",
+    "SEQ_CLS",
 )
 
 

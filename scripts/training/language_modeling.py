@@ -28,7 +28,11 @@ from training.scoring import language_modeling_metrics, xz_bits_per_byte
 from training.stdlib_corpus import stdlib_sources
 
 LANGUAGE_MODELING = Task(
-    "causal language modelling", AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING, "block_size"
+    "causal language modelling",
+    AutoModelForCausalLM,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    "block_size",
+    "CAUSAL_LM",
 )
 # What `load_documents` reads when no data are named.
 DEFAULT_DATA = f"Python {platform.python_version()} standard library: source code, split by module"

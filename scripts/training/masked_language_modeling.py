@@ -24,7 +24,11 @@ from training.reporting import Sample
 from training.scoring import IGNORED_LABEL
 
 MASKED_LANGUAGE_MODELING = Task(
-    "masked language modelling", AutoModelForMaskedLM, MODEL_FOR_MASKED_LM_MAPPING, "block_size"
+    "masked language modelling",
+    AutoModelForMaskedLM,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    "block_size",
+    "FEATURE_EXTRACTION",
 )
 
 

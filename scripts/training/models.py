@@ -41,6 +41,7 @@ from reformer_hf import (
     extend_positions,
 )
 from reformer_hf.tokenization import byte_tokenizer, train_bpe_tokenizer
+from training.adapters import with_adapters
 from training.arguments import ModelArguments, require_one_of
 
 logger = logging.getLogger(__name__)
@@ -265,12 +266,14 @@ class Task:
         auto_class: transformers' Auto class.
         accepted: transformers' mapping from configuration classes to models of the task.
         length_argument: the command-line argument for the longest input.
+        adapters: peft's name of the task.
     """
 
     name: str
     auto_class: Any
     accepted: Mapping[Any, Any]
     length_argument: str
+    adapters: str
 
     def given_config(
         self,
@@ -354,13 +357,21 @@ class Task:
                 raise ValueError(
                     f"model_name_or_path: cannot load {source!r}: {_one_line(error)}"
                 ) from error
+        grown = len(tokenizer) > model.get_input_embeddings().weight.shape[0]
+        if grown and arguments.lora_rank is not None:
+            raise ValueError(
+                "lora_rank: expected a tokenizer whose tokens the model knows, since embeddings are"
+                f" not trained, got {len(tokenizer)} tokens"
+            )
         # Never shrink: many checkpoints pad their vocabulary to a round number.
-        if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        if grown:
             model.resize_token_embeddings(len(tokenizer))
         self._fit_positions(model, length, arguments.resize_position_embeddings)
         if arguments.attn_implementation == "reformer":
             settings = parse_overrides(arguments.attention_settings, "attention_settings")
             configure_attention(model, **settings)
+        if arguments.lora_rank is not None:
+            return with_adapters(model, arguments.lora_rank, self.adapters)
         return model
 
     def _fit_positions(self, model: PreTrainedModel, length: int, resize: bool | None) -> None:

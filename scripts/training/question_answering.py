@@ -37,6 +37,7 @@ QUESTION_ANSWERING = Task(
     AutoModelForQuestionAnswering,
     MODEL_FOR_QUESTION_ANSWERING_MAPPING,
     "max_seq_length",
+    "QUESTION_ANS",
 )
 # What `load_questions` reads when no data are named.
 DEFAULT_DATA = "questions about generated contracts: who sells, who buys, how much, where and when"

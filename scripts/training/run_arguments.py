@@ -14,6 +14,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from training.adapters import are_adapters
 from training.arguments import ModelArguments
 from training.models import parse_overrides
 
@@ -23,6 +24,9 @@ logger = logging.getLogger(__name__)
 _FILE = "_run_arguments.json"
 # No part of a saved configuration, so that a run that goes on has to be told.
 _ATTENTION = "attn_implementation"
+_ADAPTERS = "lora_rank"
+# In the configuration of a saved model, but not of the weights under adapters.
+_SETTINGS = "attention_settings"
 _OF_THE_MODEL = (
     "model_name_or_path",
     "config_name",
@@ -31,6 +35,7 @@ _OF_THE_MODEL = (
     "tokenizer_name",
     "vocab_size",
     _ATTENTION,
+    _ADAPTERS,
 )
 _OF_THE_OPTIMIZER = (
     "learning_rate",
@@ -44,7 +49,7 @@ _OF_THE_OPTIMIZER = (
 
 def arguments_of(model: ModelArguments, training: TrainingArguments) -> dict[str, Any]:
     """The arguments that a run cannot change once it has begun, by name."""
-    found = {name: getattr(model, name) for name in _OF_THE_MODEL}
+    found = {name: getattr(model, name) for name in (*_OF_THE_MODEL, _SETTINGS)}
     for name in ("model_name_or_path", "config_name", "tokenizer_name"):
         if found[name] is not None and Path(found[name]).exists():
             found[name] = str(Path(found[name]).resolve())
@@ -82,6 +87,11 @@ def keep_model(begun: Mapping[str, Any], model: ModelArguments, source: Path) ->
     if model.attn_implementation is None and begun.get(_ATTENTION):
         logger.info("%s: %s, with which the run began", _ATTENTION, begun[_ATTENTION])
         model.attn_implementation = begun[_ATTENTION]
+    if are_adapters(source):
+        # The weights under them are where the run began.
+        model.lora_rank = begun.get(_ADAPTERS)
+        model.model_name_or_path = begun.get("model_name_or_path")
+        model.attention_settings = model.attention_settings or begun.get(_SETTINGS)
 
 
 def keep_optimizer(begun: Mapping[str, Any], training: TrainingArguments, source: Path) -> None:

@@ -23,6 +23,7 @@ from transformers import (
 from transformers.trainer_utils import SaveStrategy
 
 from training import run_arguments
+from training.adapters import merge_adapters
 from training.arguments import (
     DataTrainingArguments,
     ModelArguments,
@@ -105,6 +106,7 @@ class Session:
             logger.info("%s", found)
             if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
                 trainer._load_best_model()
+        merge_adapters(trainer)
         trainer.save_model()
         if metrics:
             metrics["train_steps"] = trainer.state.global_step

@@ -43,8 +43,9 @@ SUMMARIZATION = Task(
     AutoModelForSeq2SeqLM,
     ChainMap(MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING),
     "max_source_length",
+    "SEQ_2_SEQ_LM",
 )
-CAUSAL_SUMMARIZATION = replace(SUMMARIZATION, auto_class=AutoModelForCausalLM)
+CAUSAL_SUMMARIZATION = replace(SUMMARIZATION, auto_class=AutoModelForCausalLM, adapters="CAUSAL_LM")
 # Where a model's configuration says how it is asked for a summary.
 HABITS = "summarization"
 # What `load_pairs` reads when no data are named.

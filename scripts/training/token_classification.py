@@ -29,6 +29,7 @@ TOKEN_CLASSIFICATION = Task(
     AutoModelForTokenClassification,
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
     "max_seq_length",
+    "TOKEN_CLS",
 )
 # What `load_tagged` reads when no data are named.
 DEFAULT_DATA = "generated contracts: parties, dates, amounts and places"

@@ -38,6 +38,7 @@ TRANSLATION = Task(
     AutoModelForSeq2SeqLM,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     "max_source_length",
+    "SEQ_2_SEQ_LM",
 )
 # What `load_translations` reads when no data are named.
 DEFAULT_DATA = "numbers below a million in digits, and in English and German words"

@@ -203,9 +203,43 @@ def test_a_run_that_goes_on_keeps_its_attention(causal_run, tmp_path, caplog):
         run_summarization.summarize([*found, "--max_steps", "4"])
 
 
+def without(arguments, *names):
+    """Arguments without some of them and their values."""
+    left = list(arguments)
+    for name in names:
+        at = left.index(name)
+        del left[at : at + 2]
+    return left
+
+
+def test_adapters_are_trained_alone_and_end_in_an_ordinary_model(causal_run, tmp_path):
+    before = AutoModelForCausalLM.from_pretrained(tmp_path / "llama").state_dict()
+    options = ["--lora_rank", "2", "--save_steps", "1", "--lr_scheduler_type", "constant"]
+    run_summarization.summarize([*causal_run, *options, "--max_steps", "2"])
+    run = tmp_path / "run"
+    assert (run / "checkpoint-2" / "adapter_model.safetensors").stat().st_size < 30_000
+    assert not (run / "adapter_config.json").exists()
+    after = AutoModelForCausalLM.from_pretrained(run).state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if "proj" in name}
+    # The rest of a run that was cut off gives what the whole of it gives.
+    of_the_model = ("--model_name_or_path", "--attn_implementation", "--attention_settings")
+    going_on = without(causal_run, *of_the_model)
+    run_summarization.summarize([*going_on, *options[2:], "--max_steps", "3"])
+    whole = [*without(causal_run, "--output_dir"), "--output_dir", str(tmp_path / "whole")]
+    run_summarization.summarize([*whole, *options, "--max_steps", "3"])
+    continued, expected = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict()
+        for name in ("run", "whole")
+    )
+    for name, weight in expected.items():
+        torch.testing.assert_close(continued[name], weight)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--lora_rank", "0"], "lora_rank: expected a positive integer, got 0"),
         (["--label_smoothing_factor", "0.1"], "label_smoothing_factor: expected 0"),
         (["--forced_bos_token", "x"], "forced_bos_token: expected none"),
         (["--max_source_length", "10"], "max_source_length: expected more than the prompt's"),

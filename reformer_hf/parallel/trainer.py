@@ -53,11 +53,13 @@ class SequenceParallelMixin:
         accelerator.state.device_mesh = mesh
         split_sequence(self.model, mesh, dimension=_SAME_BATCH)  # type: ignore[attr-defined]
 
-    def get_tp_size(self) -> int:
-        """Processes that are given the same batch, by which `Trainer` counts items once."""
-        size: int = super().get_tp_size()  # type: ignore[misc]
-        return size * self.sequence_parallel_size
+    def get_total_train_batch_size(self, args: Any) -> int:
+        """Sequences of an optimizer step, each of them counted once."""
+        size: int = super().get_total_train_batch_size(args)  # type: ignore[misc]
+        return size // self.sequence_parallel_size
 
+    # `Trainer` divides the loss by the items of all processes and multiplies it by their number.
+    # Both count each item as often as processes share it, so that the two cancel.
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kw: Any) -> Any:
         """The loss of whole sequences, from this process's part."""
         return super().compute_loss(model, split_batch(model, inputs), *args, **kw)  # type: ignore[misc]

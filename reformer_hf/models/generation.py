@@ -17,6 +17,7 @@ from transformers import GenerationConfig, GenerationMixin
 from reformer_hf.cache import ReformerCache, ReformerEncoderDecoderCache
 from reformer_hf.configuration_reformer import ReformerSeq2SeqConfig
 from reformer_hf.models.inputs import RESIZE_METHODS, real_tokens
+from reformer_hf.ops.sequence_group import SequenceGroup
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,22 @@ def _warn_once_without_cache() -> None:
 
 class ReformerGenerationMixin(GenerationMixin):
     """transformers' ``generate()``, with the cache of :mod:`reformer_hf.cache`."""
+
+    sequence_group: SequenceGroup | None
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' ``generate``.
+
+        Raises:
+            ValueError: sequences are split over several processes, and so would be the prompt.
+        """
+        if self.sequence_group is not None:
+            raise ValueError(
+                "`generate` must not be called while sequences are split over "
+                f"{self.sequence_group.size} ranks: make the model whole with "
+                "`split_sequence(model, None)`"
+            )
+        return super().generate(*args, **kwargs)
 
     def _prepare_cache_for_generation(
         self,

@@ -31,17 +31,20 @@ class Case:
         padding: `none`, `right`, `left`, `broken`: in the middle too, or `unsaid`: on the right,
             told by the labels alone.
         split_target: the target of an encoder-decoder is split as well.
+        checkpointing: gradient checkpointing is on.
     """
 
     head: str
     options: dict[str, Any] = field(default_factory=dict)
     padding: str = "none"
     split_target: bool = False
+    checkpointing: bool = False
 
 
 CASES: dict[str, Case] = {
     "causal_lm": Case("causal_lm"),
     "causal_lm-plain": Case("causal_lm", {"reversible": False}),
+    "causal_lm-checkpointing": Case("causal_lm", {"reversible": False}, checkpointing=True),
     "causal_lm-4-rounds": Case("causal_lm", {"num_hashes": 4}, "right"),
     "causal_lm-left": Case("causal_lm", {"num_hashes": 2}, "left"),
     "causal_lm-unsaid": Case("causal_lm", {}, "unsaid"),
@@ -77,6 +80,14 @@ CASES: dict[str, Case] = {
     "seq2seq_lm-split": Case("seq2seq_lm", {}, "right", split_target=True),
     "seq2seq_lm-split-plain": Case("seq2seq_lm", {"reversible": False}, split_target=True),
 }
+# With dropout of hidden states ranks draw numbers of their own for tokens of their own, and the
+# same ones for tokens that all of them have.
+_HIDDEN_DROPOUT = {"hidden_dropout_prob": 0.2, "hash_seed": None}
+DROPPED: dict[str, Case] = {
+    "causal_lm": Case("causal_lm", _HIDDEN_DROPOUT),
+    "seq2seq_lm": Case("seq2seq_lm", _HIDDEN_DROPOUT),
+    "seq2seq_lm-split": Case("seq2seq_lm", _HIDDEN_DROPOUT, split_target=True),
+}
 # With data parallelism on the other dimension of the mesh, and with every weight in parts.
 TOGETHER = ("causal_lm", "causal_lm-4-rounds", "sequence_classification", "seq2seq_lm")
 # Words of the refusal on every rank, and of the error on a rank that waited for another.
@@ -88,7 +99,7 @@ REFUSED: dict[str, str] = {
     "a short batch": "`input_ids` must have at least as many tokens as ranks share them",
     "cache": "must not be given while sequences are split",
     "weights": "needs whole sequences",
-    "generate": "must not be given while sequences are split",
+    "generate": "`generate` must not be called while sequences are split",
     "one bad token": "`input_ids` must be in [0, vocab_size=61)",
     "one bad label": "`labels` must be -100 or in",
 }
@@ -110,7 +121,11 @@ def build(case: Case) -> tuple[Head, ReformerPreTrainedModel]:
     }
     if not head.seq2seq:
         del options["decoder_start_token_id"]
-    return head, head.build(**options)
+    model = head.build(**options)
+    if case.checkpointing:
+        enable = getattr(model, "activation_checkpointing_enable", None)
+        (enable or model.gradient_checkpointing_enable)()
+    return head, model
 
 
 def batch_of(case: Case, rows: int = ROWS) -> Batch:

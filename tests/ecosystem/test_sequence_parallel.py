@@ -19,6 +19,7 @@ from tests.ecosystem.launch import launch_sharing
 from tests.ecosystem.recipes import largest_difference
 from tests.ecosystem.sequence_recipes import (
     CASES,
+    DROPPED,
     REFUSED,
     TOGETHER,
     TRAINED,
@@ -62,6 +63,17 @@ def test_loss_scores_and_gradients_are_those_of_one_process(name: str, ranks: Ra
         torch.testing.assert_close(found["scores"], scores, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", DROPPED)
+def test_dropped_hidden_states_are_the_same_wherever_tokens_are(name: str, ranks: Ranks) -> None:
+    without = ranks[0][name]["loss"]
+    for rank in ranks:
+        found, first = rank["dropped"][name], ranks[0]["dropped"][name]
+        assert torch.equal(found["loss"], first["loss"])
+        assert abs(float(found["loss"] - without)) > 1e-3
+        assert torch.equal(found["scores"], first["scores"])
+        assert largest_difference(found["gradients"], first["gradients"]) == 0.0
+
+
 @pytest.mark.parametrize("name", TOGETHER)
 @pytest.mark.parametrize("way", ["accumulated", "sharded"])
 def test_other_ways_of_sharing_work_beside_it(way: str, name: str, ranks: Ranks) -> None:
@@ -84,6 +96,12 @@ def test_ranks_that_waited_name_the_one_that_failed(ranks: Ranks) -> None:
         assert "rank 0" not in ranks[0]["refused"][name]
         for rank in ranks[1:]:
             assert f"rank 0 of {len(ranks)}" in rank["refused"][name]
+
+
+def test_equal_parts_are_told_of(ranks: Ranks) -> None:
+    for rank in ranks:
+        assert rank["refused"]["told of parts"] == "[]"
+        assert "holds the same tokens on all ranks" in rank["refused"]["told of whole rows"]
 
 
 @pytest.mark.parametrize("way", ["forward", "backward"])

@@ -5,6 +5,7 @@ Usage: torchrun --nproc_per_node P sequence_parallel.py FOLDER
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from reformer_hf.parallel import gather_sequence, split_batch, split_sequence
 from reformer_hf.parallel.trainer import SequenceParallelTrainer
 from tests.ecosystem.sequence_recipes import (
     CASES,
+    DROPPED,
     REFUSED,
     TOGETHER,
     TRAINED,
@@ -117,6 +119,14 @@ def run_refused(mesh: DeviceMesh) -> dict[str, str]:
             found[name] = "nothing"
         except ValueError as error:
             found[name] = str(error)
+    told: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: told.append(record.getMessage())
+    logging.getLogger("reformer_hf.models.sequence_parts").addHandler(handler)
+    model(**part)
+    found["told of parts"] = str(told)
+    model(**{key: value[:, :38] for key, value in whole.items()})
+    found["told of whole rows"] = str(told)
     split_sequence(model, None)
     with torch.no_grad():
         found["whole again"] = str(float(model(**whole).loss))
@@ -147,6 +157,7 @@ def main(folder: Path) -> None:
     world = distributed.get_world_size()
     mesh = init_device_mesh("cpu", (world,))
     results: dict[str, Any] = {name: run_case(mesh, case) for name, case in CASES.items()}
+    results["dropped"] = {name: run_case(mesh, case) for name, case in DROPPED.items()}
     both = init_device_mesh("cpu", (world // 2, 2), mesh_dim_names=("dp", "sp"))
     for name in TOGETHER:
         results[f"accumulated-{name}"] = run_accumulated(both, name)

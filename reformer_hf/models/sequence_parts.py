@@ -130,8 +130,8 @@ def _say_once_that_parts_are_equal(name: str) -> None:
     if name not in _said:
         _said.add(name)
         logger.warning(
-            "`%s` holds the same tokens on all ranks that share sequences, as if every row repeated "
-            "them: `split_batch` gives each rank its part",
+            "`%s` holds the same tokens on all ranks that share sequences, as if every row "
+            "repeated them: `split_batch` gives each rank its part",
             name,
         )
 

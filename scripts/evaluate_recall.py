@@ -1,0 +1,238 @@
+"""Associative recall at a distance: what kinds of attention find, in new models of the family.
+
+    python scripts/evaluate_recall.py --output scripts/benchmark/results/recall
+
+Multi-query associative recall (Arora et al. 2023, "Zoology", arXiv:2312.04927, section 4): pairs
+of a key and a value stand among noise, and later each key comes again; the model is to say its
+value. Every contender is a small causal model of two layers, the first of them local: trained on
+sequences of 512 tokens, tested on longer ones, where keys come again far behind. Positions begin at
+a random number in training, so that later ones are not new. OUTPUT.json, OUTPUT.md and OUTPUT.png
+are written after every contender.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+import transformers
+from torch import Tensor
+
+from reformer_hf import ReformerConfig, ReformerForCausalLM
+from training.arguments import exit_code
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+_IGNORED = -100
+# Of the second layer, by the name of the contender.
+CONTENDERS: dict[str, dict[str, Any]] = {
+    "full": {"attn_layers": ["local", "full"]},
+    "local": {"attn_layers": ["local", "local"]},
+    **{f"lsh {n}": {"attn_layers": ["local", "lsh"], "num_hashes": n} for n in (1, 2, 4, 8)},
+    "hybrid 4": {"attn_layers": ["local", "hybrid"], "num_hashes": 4},
+    "lsh 4, chunk pattern": {
+        "attn_layers": ["local", "lsh"],
+        "num_hashes": 4,
+        "attention_pattern": "chunk",
+    },
+}
+
+
+@dataclass(frozen=True)
+class RecallTask:
+    """Sequences in which keys come again.
+
+    Attributes:
+        keys: that exist; as many values do, and as many words of noise.
+        pairs: of a key and its value in a sequence.
+        times: that every key of a sequence comes again.
+    """
+
+    keys: int = 64
+    pairs: int = 32
+    times: int = 4
+
+    @property
+    def vocab_size(self) -> int:
+        """Padding, keys, values and noise."""
+        return 1 + 3 * self.keys
+
+    def draw(self, rows: int, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Tokens and labels ``[rows, length]`` int64.
+
+        Pairs stand at random even places of the first half, and keys come again at random places
+        of the second. The label of a key that comes again is its value; others have none.
+        """
+
+        def some(limit: int, count: int = self.pairs) -> Tensor:
+            return torch.rand((rows, limit), generator=generator).argsort(dim=1)[:, :count]
+
+        noise = (rows, length)
+        tokens = torch.randint(0, self.keys, noise, generator=generator) + 1 + 2 * self.keys
+        labels = torch.full_like(tokens, _IGNORED)
+        keys = some(self.keys) + 1
+        values = torch.randint(0, self.keys, keys.shape, generator=generator) + 1 + self.keys
+        places = 2 * some(length // 4)
+        tokens.scatter_(1, places, keys)
+        tokens.scatter_(1, places + 1, values)
+        again = length // 2 + some(length - length // 2, self.pairs * self.times)
+        tokens.scatter_(1, again, keys.repeat(1, self.times))
+        labels.scatter_(1, again, values.repeat(1, self.times))
+        return tokens, labels
+
+
+def build(task: RecallTask, changes: dict[str, Any], longest: int, seed: int) -> Any:
+    """A new model of two layers."""
+    torch.manual_seed(seed)
+    config = ReformerConfig(
+        vocab_size=task.vocab_size,
+        hidden_size=128,
+        num_attention_heads=2,
+        attention_head_size=64,
+        feed_forward_size=256,
+        max_position_embeddings=2 * longest,
+        hidden_dropout_prob=0.0,
+        pad_token_id=0,
+        **changes,
+    )
+    return ReformerForCausalLM(config)
+
+
+def train(model: Any, task: RecallTask, arguments: argparse.Namespace) -> tuple[int, float]:
+    """Train until nearly all answers are right; steps taken, and the share right at the end."""
+    generator = torch.Generator().manual_seed(arguments.seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.learning_rate)
+    warmup = max(1, arguments.steps // 20)
+    recent = 0.0
+    model.train()
+    for step in range(arguments.steps):
+        for group in optimizer.param_groups:
+            rising, falling = (step + 1) / warmup, (arguments.steps - step) / arguments.steps
+            group["lr"] = arguments.learning_rate * min(rising, falling)
+        tokens, labels = task.draw(arguments.rows, arguments.length, generator)
+        room = model.config.max_position_embeddings - arguments.length
+        start = int(torch.randint(0, room, (), generator=generator))
+        positions = torch.arange(start, start + arguments.length).unsqueeze(0)
+        output = model(tokens, position_ids=positions, shift_labels=labels)
+        output.loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        asked = labels != _IGNORED
+        right = (output.logits.argmax(-1) == labels)[asked].double().mean()
+        recent = 0.95 * recent + 0.05 * float(right)
+        if step % 100 == 99:
+            loss = float(output.loss.detach())
+            print(f"  step {step + 1}: loss {loss:.3f}, right {recent:.1%}", flush=True)
+        if recent > arguments.enough:
+            return step + 1, recent
+    return arguments.steps, recent
+
+
+@torch.no_grad()
+def accuracy(model: Any, task: RecallTask, length: int, arguments: argparse.Namespace) -> float:
+    """Share of right answers in sequences of this length, whose keys come again as far behind."""
+    generator = torch.Generator().manual_seed(arguments.seed + 1)
+    model.eval()
+    right: list[Tensor] = []
+    for _ in range(arguments.tests):
+        tokens, labels = task.draw(1, length, generator)
+        places = (labels[0] != _IGNORED).nonzero().flatten()
+        logits = model(tokens, logits_to_keep=places, use_cache=False).logits[0]
+        right.append(logits.argmax(-1) == labels[0, places])
+    return float(torch.cat(right).double().mean())
+
+
+def write(stem: Path, document: dict[str, Any], lengths: Sequence[int]) -> None:
+    """Numbers, a table and a figure."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(document, indent=1)
+    stem.with_name(f"{stem.name}.json").write_text(text + "\n", encoding="utf-8")
+    rows = document["rows"]
+    facts = [f"- {name}: {value}" for name, value in document.items() if name != "rows"]
+    head = ["contender", "steps", "right in training", *(f"{n:,} tokens" for n in lengths)]
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    figure, axes = pyplot.subplots(figsize=(7, 4.5))
+    for row in rows:
+        found = [row["right"].get(str(n)) for n in lengths]
+        shown = ["" if x is None else f"{x:.0%}" for x in found]
+        cells = [row["contender"], f"{row['steps']:,}", f"{row['trained']:.0%}", *shown]
+        lines.append("| " + " | ".join(cells) + " |")
+        axes.plot(lengths, [float("nan") if x is None else x for x in found], "o-")
+    axes.set(xscale="log", xlabel="tokens", ylabel="share of right values", ylim=(0, 1.02))
+    axes.legend([row["contender"] for row in rows], fontsize=8)
+    figure.tight_layout()
+    figure.savefig(stem.with_name(f"{stem.name}.png"), dpi=110)
+    pyplot.close(figure)
+    title = "# Multi-query associative recall: share of right values"
+    report = "\n".join([title, "", *facts, "", *lines, ""])
+    stem.with_name(f"{stem.name}.md").write_text(report, encoding="utf-8")
+
+
+def evaluate(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Do what the command line asks for; a row for every contender.
+
+    Raises:
+        ValueError: an unknown contender.
+    """
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add("--contenders", nargs="+", default=[*CONTENDERS], help=f"of {[*CONTENDERS]}")
+    add("--length", type=int, default=512, help="tokens of a training sequence")
+    add("--lengths", type=int, nargs="+", default=[512, 2048, 8192, 32768, 65536], help="tested")
+    add("--steps", type=int, default=3000, help="of training, at most")
+    add("--enough", type=float, default=0.99, help="share of right answers at which training ends")
+    add("--rows", type=int, default=16, help="sequences of a training step")
+    add("--learning-rate", type=float, default=1e-3, help="highest")
+    add("--tests", type=int, default=4, help="sequences of every tested length")
+    add("--seed", type=int, default=0, help="of weights and sequences")
+    add("--output", type=Path, required=True, help="where results go, without an ending")
+    arguments = parser.parse_args(argv)
+    unknown = [name for name in arguments.contenders if name not in CONTENDERS]
+    if unknown:
+        raise ValueError(f"contenders: expected some of {[*CONTENDERS]}, got {unknown[0]!r}")
+    task, longest = RecallTask(), max(arguments.lengths)
+    rows: list[dict[str, Any]] = []
+    document = {
+        "model": "two layers (local, then the contender), width 128, 2 heads of 64",
+        "task": f"{task.pairs} pairs of {task.keys} keys and as many values, each asked"
+        f" {task.times} times",
+        "training": f"{arguments.length} tokens, {arguments.rows} rows, at most"
+        f" {arguments.steps} steps, AdamW, learning rate {arguments.learning_rate:g}",
+        "tests": f"{arguments.tests} sequences a length",
+        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "rows": rows,
+    }
+    for name in arguments.contenders:
+        print(name, flush=True)
+        model = build(task, CONTENDERS[name], longest, arguments.seed)
+        started = time.perf_counter()
+        steps, trained = train(model, task, arguments)
+        row = {"contender": name, "steps": steps, "trained": trained, "right": {}}
+        row["seconds"] = time.perf_counter() - started
+        rows.append(row)
+        for length in arguments.lengths:
+            row["right"][str(length)] = accuracy(model, task, length, arguments)
+            print(f"  {length:,} tokens: {row['right'][str(length)]:.1%} right", flush=True)
+            write(arguments.output, document, arguments.lengths)
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `evaluate`; the exit code."""
+    return exit_code(evaluate, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

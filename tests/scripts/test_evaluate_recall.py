@@ -1,0 +1,46 @@
+"""Associative recall: what is asked can be known, and a small run writes its results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import evaluate_recall
+from evaluate_recall import RecallTask
+
+
+@pytest.mark.parametrize("length", [512, 700])
+def test_every_value_that_is_asked_for_stands_behind_its_key(length: int) -> None:
+    task = RecallTask()
+    tokens, labels = task.draw(3, length, torch.Generator().manual_seed(0))
+    assert tokens.shape == labels.shape == (3, length)
+    assert 0 < int(tokens.min()) < int(tokens.max()) < task.vocab_size
+    for row, asked in zip(tokens, labels, strict=True):
+        places = (asked != -100).nonzero().flatten().tolist()
+        assert len(places) == task.pairs * task.times
+        for place in places:
+            first = row.tolist().index(int(row[place]))
+            assert first < length // 2 <= place
+            assert int(row[first + 1]) == int(asked[place])
+    # What stands behind a key that comes again does not give its value away.
+    assert not torch.equal(tokens[:, 1:], labels[:, :-1])
+
+
+def test_a_small_run_writes_numbers_a_table_and_a_figure(tmp_path: Path) -> None:
+    options = ["--contenders", "full", "lsh 2", "--steps", "2", "--rows", "2", "--tests", "1"]
+    output = ["--lengths", "512", "600", "--output", str(tmp_path / "recall")]
+    assert evaluate_recall.main([*options, *output]) == 0
+    document = json.loads((tmp_path / "recall.json").read_text())
+    assert [row["contender"] for row in document["rows"]] == ["full", "lsh 2"]
+    assert all(row["right"].keys() == {"512", "600"} for row in document["rows"])
+    assert "| lsh 2 | 2 |" in (tmp_path / "recall.md").read_text()
+    assert (tmp_path / "recall.png").is_file()
+
+
+def test_unknown_contenders_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--contenders", "mamba", "--output", str(tmp_path / "recall")]
+    assert evaluate_recall.main(options) == 2
+    assert "contenders: expected some of" in capsys.readouterr().err

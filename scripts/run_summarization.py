@@ -47,9 +47,9 @@ from training.scoring import (
 from training.sequence_to_sequence import encode_pairs, writing_trainer
 from training.session import begin
 from training.summarization import (
-    DEFAULT_DATA,
     SUMMARIZATION,
     build_summarizer,
+    describe_data,
     encode_prompts,
     is_causal,
     load_pairs,
@@ -117,7 +117,7 @@ def summarize(argv: Sequence[str] | None = None) -> dict[str, float]:
     facts = CardFacts(
         task="summarization",
         auto_class="AutoModelForCausalLM" if causal else "AutoModelForSeq2SeqLM",
-        data=data.description or DEFAULT_DATA,
+        data=describe_data(data),
         dataset_name=data.dataset_name,
         sizes={split: len(texts) for split, texts in pairs.items()},
         lengths=(

@@ -214,6 +214,9 @@ class SummarizationArguments(SequenceToSequenceArguments):
     lang: str | None = option("Language of the summaries; 'zh' counts characters. Unset: detected.")
     text_column: str | None = option("Column of the documents.")
     summary_column: str | None = option("Column of the summaries.")
+    report_words: int | None = option(
+        "Without data: summarize generated reports of so many words, not the standard library."
+    )
     prompt_template: str = option(
         "What a causal language model is given: text with {document} in it.",
         "{document}\n\nSummary:\n",
@@ -232,6 +235,11 @@ class SummarizationArguments(SequenceToSequenceArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_text(self, "lang", "text_column", "summary_column")
+        require_positive("report_words", self.report_words)
+        if self.report_words is not None and self.description is not None:
+            raise ValueError(
+                f"report_words: expected no other data next to it, got {self.description}"
+            )
 
 
 @dataclass

@@ -9,57 +9,8 @@ from collections.abc import Iterator
 
 from datasets import Dataset
 
-_FIRST = [
-    "Alder",
-    "Birch",
-    "Cedar",
-    "Delta",
-    "Elm",
-    "Falcon",
-    "Garnet",
-    "Harbor",
-    "Iris",
-    "Juniper",
-    "Kestrel",
-    "Linden",
-]
-_SECOND = [
-    "Analytics",
-    "Foods",
-    "Freight",
-    "Imaging",
-    "Labs",
-    "Marine",
-    "Robotics",
-    "Solar",
-    "Systems",
-    "Textiles",
-]
-_LEGAL = ["AG", "BV", "Inc", "Ltd", "SA"]
-_MONTHS = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-]
-_PLACES = [
-    "Antwerp",
-    "Basel",
-    "Cork",
-    "Dresden",
-    "Esbjerg",
-    "Florence",
-    "Geneva",
-    "Hamburg",
-    "Leeds",
-    "Malmö",
-]
+from training import invented
+
 _FILLER = (
     "Neither party may assign this Agreement without the other's consent .",
     "The parties shall keep all information confidential .",
@@ -86,20 +37,18 @@ def _sentences(draw: random.Random) -> Iterator[Tagged]:
     """The sentences of a contract that hold entities."""
     names: list[str] = []
     while len(names) < 2:
-        name = " ".join(draw.choice(part) for part in (_FIRST, _SECOND, _LEGAL))
+        name = invented.company(draw)
         if name not in names:
             names.append(name)
     supplier, customer = _entity(names[0], "SUPPLIER"), _entity(names[1], "CUSTOMER")
 
     def date() -> Tagged:
-        text = f"{draw.randint(1, 28)} {draw.choice(_MONTHS)} {draw.randint(1995, 2026)}"
-        return _entity(text, "DATE")
+        return _entity(invented.date(draw), "DATE")
 
     def amount() -> Tagged:
-        text = f"{draw.choice(('EUR', 'USD', 'CHF'))} {draw.randint(1, 900) * 100:,}"
-        return _entity(text, "AMOUNT")
+        return _entity(invented.amount(draw), "AMOUNT")
 
-    place = _entity(draw.choice(_PLACES), "PLACE")
+    place = _entity(invented.place(draw), "PLACE")
     opening = [
         [*_plain("Made on"), *date(), *_plain("in"), *place, *_plain(".")],
         [*_plain("Made in"), *place, *_plain("on"), *date(), *_plain(".")],

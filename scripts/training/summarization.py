@@ -32,6 +32,7 @@ from training.data import (
     tokenize,
 )
 from training.models import Task, load_tokenizer
+from training.reports import report_splits
 from training.scoring import IGNORED_LABEL
 from training.sequence_to_sequence import load_writer
 from training.stdlib_corpus import stdlib_splits
@@ -49,10 +50,20 @@ CAUSAL_SUMMARIZATION = replace(SUMMARIZATION, auto_class=AutoModelForCausalLM, a
 # Where a model's configuration says how it is asked for a summary.
 HABITS = "summarization"
 # What `load_pairs` reads when no data are named.
-DEFAULT_DATA = (
+_DEFAULT_DATA = (
     f"Python {platform.python_version()} standard library: source code of modules and classes,"
     " docstring taken out, and that docstring's first paragraph as the summary"
 )
+
+
+def describe_data(data: SummarizationArguments) -> str:
+    """One line that says where documents and summaries come from."""
+    if data.report_words is not None:
+        return (
+            f"generated reports of about {data.report_words:,} words: company, price and date of"
+            " the final offer, among others and words without meaning"
+        )
+    return data.description or _DEFAULT_DATA
 
 
 def load_pairs(
@@ -60,13 +71,15 @@ def load_pairs(
 ) -> dict[str, Dataset]:
     """Columns "document" and "summary" of the splits that this run needs.
 
-    Without data arguments they are those of the Python standard library.
+    Without data arguments they are those of the Python standard library, or generated reports.
 
     Raises:
         ValueError: data cannot be read, or a split or column is missing or empty.
     """
     raw = load_splits(data, model)
-    if raw is None:
+    if data.report_words is not None:
+        raw = report_splits(data.report_words)
+    elif raw is None:
         logger.info("No data given: summarizing the Python standard library")
         raw = stdlib_splits()
     pairs = {}

@@ -111,7 +111,7 @@ def test_the_operator_is_one_node_with_a_true_fake() -> None:
     leaves = [x.requires_grad_() for x in (problem.query, problem.key, problem.value)]
     torch.library.opcheck(
         torch.ops.reformer_hf.hybrid_attention.default,
-        (*leaves, problem.real, (*numbers, 0, 7), True, 0.0, 0, 0.25, "torch"),
+        (*leaves, problem.real, (*numbers, 0, 7, 0, 0), True, 0.0, 0, 0.25, "torch"),
         test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
     )
 

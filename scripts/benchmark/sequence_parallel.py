@@ -115,10 +115,13 @@ def measure(arguments: argparse.Namespace) -> None:
     small = split_batch(model, {"input_ids": tokens[:, :512], "labels": tokens[:, :512]})
     model(**small).loss.backward()  # makes the gradients, and what libraries start with
     peak = PeakMemory(torch.device("cpu"))
+    exchanges.reset()
+    started = time.perf_counter()
     loss = step()
+    seconds, waited = [time.perf_counter() - started], [exchanges.seconds]
     found: dict[str, Any] = {"extra_bytes": peak.extra(), "loss": loss}
-    seconds: list[float] = []
-    waited: list[float] = []
+    if arguments.steps:
+        seconds, waited = [], []
     for _ in range(arguments.steps):
         distributed.barrier()
         exchanges.reset()
@@ -281,7 +284,7 @@ def main() -> None:
     add("--ranks", type=int, nargs="+", default=[1, 2], help="processes that share it")
     add("--depth", type=int, default=6, help="layers")
     add("--width", type=int, default=512, help="of the streams; a head for every 64")
-    add("--steps", type=int, default=2, help="that are timed")
+    add("--steps", type=int, default=2, help="that are timed; 0: the first, that of the memory")
     add("--time-limit", type=float, default=1800.0, help="seconds of a case")
     add("--output", type=Path, help="where results go, without an ending")
     add("--result", help=argparse.SUPPRESS)

@@ -196,7 +196,7 @@ def _of_stack(stack: ReformerStack, shape: PassShape) -> MemoryEstimate:
         kept = sum(own.saved for own in footprints)
         working = 3 * stream + max(own.working for own in footprints)
         return MemoryEstimate(0, 0, 0, streams=kept, sublayer=working)
-    room = room_to_keep(stack.parameters(), stream)
+    room = room_to_keep(stack.parameters(), stream, shape.ranks)
     reserve = size_of_kept(footprints, choose_kept(footprints, room, stream), stream)
     return MemoryEstimate(
         *(0, 0, 0),

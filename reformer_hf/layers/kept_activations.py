@@ -22,16 +22,17 @@ from reformer_hf.layers.footprint import Footprint
 from reformer_hf.ops.reversible import Keep
 
 # What may be kept where gradients leave no room: as much as this many streams, whatever the depth,
-# but at most 256 MiB.
+# but at most 256 MiB for all tokens of a pass.
 _STREAMS, _BYTES = 8, 1 << 28
 
 
-def room_to_keep(parameters: Iterable[nn.Parameter], stream: int) -> int:
-    """Bytes that a forward pass may keep.
+def room_to_keep(parameters: Iterable[nn.Parameter], stream: int, ranks: int = 1) -> int:
+    """Bytes that a forward pass may keep: ``max(gradients, min(8 stream, 256 MiB / ranks))``.
 
     Args:
         parameters: of the stack.
-        stream: bytes of a stored stream.
+        stream: bytes of a stored stream, of the tokens of one rank.
+        ranks: processes that share the sequences; each may keep its part of what one would.
     """
     gradients = sum(
         p.numel() * p.element_size()
@@ -41,7 +42,7 @@ def room_to_keep(parameters: Iterable[nn.Parameter], stream: int) -> int:
         and not (p.is_leaf and p.grad is not None)
         and not p._post_accumulate_grad_hooks
     )
-    return max(gradients, min(_STREAMS * stream, _BYTES))
+    return max(gradients, min(_STREAMS * stream, _BYTES // ranks))
 
 
 def choose_kept(footprints: Sequence[Footprint | None], room: int, stream: int) -> list[Keep]:

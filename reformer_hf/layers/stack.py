@@ -188,7 +188,8 @@ class ReformerStack(nn.Module):
             for step, own in zip(steps, self.footprints(shape), strict=True)
         ]
         stream = shape.positions * x.shape[2] * shape.stream_width
-        kept = choose_kept(footprints, room_to_keep(self.parameters(), stream), stream)
+        room = room_to_keep(self.parameters(), stream, shape.ranks)
+        kept = choose_kept(footprints, room, stream)
         layers = cast("list[ReformerLayer]", self.layers)
         parts = [part for layer in layers for part in layer.sub_layers()]
         for k, (step, part) in enumerate(zip(steps, parts, strict=True)):

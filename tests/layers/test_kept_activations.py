@@ -181,12 +181,24 @@ def test_no_more_is_kept_than_there_is_room_for_and_nothing_more_would_fit(
             assert keep.stream or not own.last_product or left < 64
 
 
-@given(length=st.integers(1, 300) | st.sampled_from([3 << 20, 4 << 20, 5 << 20]))
-def test_there_is_room_for_gradients_or_a_few_streams_of_at_most_256_mib(length: int) -> None:
+@given(
+    length=st.integers(1, 300) | st.sampled_from([1 << 17, 3 << 20, 4 << 20, 5 << 20]),
+    ranks=st.integers(1, 8),
+)
+def test_there_is_room_for_gradients_or_a_few_streams_of_at_most_256_mib(
+    length: int, ranks: int
+) -> None:
     linear = torch.nn.Linear(16, 16)
-    assert room_to_keep(linear.parameters(), 64 * length) == max(
-        4 * (16 * 16 + 16), min(8 * 64 * length, 256 << 20)
+    assert room_to_keep(linear.parameters(), 64 * length, ranks) == max(
+        4 * (16 * 16 + 16), min(8 * 64 * length, (256 << 20) // ranks)
     )
+
+
+def test_a_rank_keeps_its_part_of_what_one_process_would_keep() -> None:
+    linear = torch.nn.Linear(16, 16)
+    for length in (1 << 14, 1 << 20, 1 << 24):
+        alone = room_to_keep(linear.parameters(), 64 * length)
+        assert room_to_keep(linear.parameters(), 64 * length // 4, 4) == alone // 4
 
 
 @pytest.mark.parametrize("narrow", [False, True], ids=["fp32", "bf16-autocast"])

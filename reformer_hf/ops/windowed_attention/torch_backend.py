@@ -63,8 +63,8 @@ def bytes_at_work(slices: int, length: int, head_size: int, reach: int) -> int:
         reach: tokens before, or after, a token that it sees.
     """
     slices = min(max(1, _LINE_ELEMENTS // (length * head_size)), slices)
-    # Gradients by slot, their sums over the rounds, and what is about to be added or written.
-    lines = 10 * 4 * slices * length * head_size
+    # Gradients by slot, what is about to be added to their sums, and the sums of shared keys.
+    lines = 6 * 4 * slices * length * head_size
     # Scores, visibility, weights and their gradients; and inputs of half as many keys.
     scores = min(SCORE_ELEMENTS, 2 * slices * length * reach)
     return lines + 5 * 4 * scores + 8 * 4 * scores * head_size // (2 * reach)
@@ -232,46 +232,64 @@ class _Kernel:
             grads.insert(1, empty_heads(call.key))
         for group in self._groups():
             own_grad, own_out = (group.select(x).to(self.wide) for x in (grad_out, out))
+            product = self.scratch.take("part", own_grad.shape, self.wide)
+            torch.mul(own_grad, own_out, out=product)
             per_token = [
                 group.select(lse).clamp(min=FLOOR).flatten(0, 1),
-                (own_grad * own_out).sum(dim=-1).flatten(0, 1),
+                product.sum(dim=-1).flatten(0, 1),
             ]
             if mass is not None:
                 # P = exp(S - lse) / mass always stands next to dO or delta: these carry the factor.
                 per_token.append(group.select(mass).reciprocal().flatten(0, 1))
                 per_token[1] *= per_token[2]
-            total: list[Tensor] = []
+            sums = self._sums(grads, group)
             for index in range(layout.num_passes):
                 line = layout.build(index, group)
                 by_slot = self._backward_pass(line, group, grad_vectors, per_token)
-                for slots in line.slot_of_token:
-                    for i, x in enumerate(by_slot):
-                        part = self.scratch.gather(
-                            f"part {i}" if total[i:] else f"sum {i}", x, slots
-                        )
-                        if total[i:]:
-                            total[i] += part
+                for own, slots in enumerate(line.slot_of_token):
+                    for total, x in zip(sums, by_slot, strict=True):
+                        part = self.scratch.gather("part", x, slots).view(total.shape)
+                        if index == own == 0:
+                            total.copy_(part)
                         else:
-                            total.append(part)
-            self._store(grads, group, total)
+                            total.add_(part)
+            self._finish_(sums, group)
+            own_sums = sums if call.key is not None else [sums[0], sums[2]]
+            for grad, total in zip(grads, own_sums, strict=True):
+                if grad.dtype != self.wide:
+                    group.select(grad).copy_(total)
         return grads[0], grads[1] if call.key is not None else None, grads[-1]
 
-    def _store(self, grads: list[Tensor], group: Group, total: list[Tensor]) -> None:
-        """Write the sums ``[G, N, D]`` over all rounds to where the gradients belong."""
-        grad_query, grad_key, grad_value = total
+    def _sums(self, grads: list[Tensor], group: Group) -> list[Tensor]:
+        """Where gradients of queries, keys and values ``[b, h, N, D]`` are summed over the rounds.
+
+        Where they belong, if that is wide enough; no one asks for those of shared keys.
+        """
+        places = [x if x.dtype == self.wide else None for x in map(group.select, grads)]
+        if self.call.key is None:
+            places.insert(1, None)
+        shape = group.select(self.call.query).shape
+        return [
+            self.scratch.take(f"sum {i}", shape, self.wide) if x is None else x
+            for i, x in enumerate(places)
+        ]
+
+    def _finish_(self, sums: list[Tensor], group: Group) -> None:
+        """From gradients of what was multiplied to those of what was given, in place."""
+        grad_query, grad_key, _ = sums
         if self.call.scale != 1.0:
             grad_query *= self.call.scale
         if self.call.key is None:
             # k = q s with s = (|q|^2 + D eps)^(-1/2), so dq += s (dk - k (k . dk)).
-            query = group.select(self.call.query).to(self.wide).flatten(0, 1)
+            query = group.select(self.call.query).to(self.wide)
             norm = inverse_key_norm(query)
-            key = query * norm
-            grad_key.addcmul_(key, (key * grad_key).sum(dim=-1, keepdim=True), value=-1)
+            key, product = (
+                self.scratch.take(name, query.shape, self.wide) for name in ("part", "grad_value")
+            )
+            torch.mul(query, norm, out=key)
+            torch.mul(key, grad_key, out=product)
+            grad_key.addcmul_(key, product.sum(dim=-1, keepdim=True), value=-1)
             grad_query.addcmul_(grad_key, norm)
-            total = [grad_query, grad_value]
-        for grad, x in zip(grads, total, strict=True):
-            target = group.select(grad)
-            target.copy_(x.view(target.shape))
 
     def _backward_pass(
         self, line: Line, group: Group, grad_vectors: Tensor, per_token: list[Tensor]

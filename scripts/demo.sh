@@ -26,6 +26,11 @@ case " $* " in
 *) set -- --output_dir "$root/outputs/demo" --overwrite_output_dir "$@" ;;
 esac
 
+precision=""
+if [ "$("$root/.venv/bin/python" "$root/scripts/training/precision.py")" = bf16 ]; then
+    precision=--bf16
+fi
+
 export TOKENIZERS_PARALLELISM=false
 # Of an option given twice the last counts, so that the caller's arguments go over these.
 exec "$root/.venv/bin/python" "$root/scripts/run_summarization.py" \
@@ -34,7 +39,7 @@ exec "$root/.venv/bin/python" "$root/scripts/run_summarization.py" \
     --do_predict \
     --predict_before_training \
     --time_full_attention \
-    --bf16 \
+    $precision \
     --max_source_length 2048 \
     --max_target_length 48 \
     --max_predict_samples 16 \

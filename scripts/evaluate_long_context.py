@@ -18,6 +18,7 @@ import contextlib
 import json
 import platform
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from training.long_context import (
     contenders,
     make_passkeys,
 )
+from training.precision import SLOW_BF16, multiplies_bf16
 
 Row = dict[str, Any]
 
@@ -169,6 +171,8 @@ def evaluate(argv: Sequence[str] | None = None) -> list[Row]:
     }
     context: Any = contextlib.nullcontext()
     if arguments.bf16:
+        if not multiplies_bf16():
+            warnings.warn(SLOW_BF16, stacklevel=2)
         context = torch.autocast("cpu", torch.bfloat16)
     rows: list[Row] = []
     with context:

@@ -3,11 +3,10 @@
 import logging
 from dataclasses import dataclass
 
-import torch
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
-from transformers.utils import is_torch_xla_available
 
 from training.arguments import option
+from training.precision import SLOW_BF16, has_accelerator, multiplies_bf16
 
 logger = logging.getLogger(__name__)
 
@@ -29,9 +28,10 @@ class ScriptTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         # A CPU does bf16, but transformers refuses it unless it is told that the CPU is meant.
-        has_accelerator = torch.accelerator.is_available() or is_torch_xla_available()
-        if (self.bf16 or self.bf16_full_eval) and not has_accelerator:
+        if (self.bf16 or self.bf16_full_eval) and not has_accelerator():
             self.use_cpu = True
+            if not multiplies_bf16():
+                logger.warning(SLOW_BF16)
         super().__post_init__()
 
     def choose_learning_rate(self, *, from_scratch: bool) -> None:

@@ -2,11 +2,16 @@
 
 import json
 import logging
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from training import precision, training_arguments
 from training.arguments import parse_arguments
+from training.precision import SLOW_BF16
 from training.training_arguments import ScriptTrainingArguments, WritingTrainingArguments
 
 CLASSES = [ScriptTrainingArguments, WritingTrainingArguments]
@@ -42,6 +47,22 @@ def test_a_learning_rate_that_is_named_is_kept_even_where_it_is_a_default(tmp_pa
 @pytest.mark.parametrize("argument", ["--bf16", "--bf16_full_eval"])
 def test_bf16_needs_no_further_argument_where_there_is_a_cpu_alone(argument):
     assert parsed(ScriptTrainingArguments, argument).device.type == "cpu"
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="needs a machine with a CPU alone")
+@pytest.mark.parametrize("argument", ["--bf16", "--bf16_full_eval"])
+@pytest.mark.parametrize("fast", [False, True])
+def test_who_asks_a_cpu_for_bf16_that_it_does_not_have_is_told(argument, fast, monkeypatch, caplog):
+    monkeypatch.setattr(training_arguments, "multiplies_bf16", lambda: fast)
+    parsed(ScriptTrainingArguments, argument)
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == ([] if fast else [SLOW_BF16])
+
+
+def test_the_setting_that_the_demo_asks_for_is_the_faster_one():
+    script = Path(precision.__file__)
+    printed = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    assert printed.stdout.split() == ["bf16" if precision.multiplies_bf16() else "fp32"]
 
 
 def test_a_summarizer_generates_unless_told_otherwise():

@@ -29,6 +29,7 @@ from datasets import Dataset
 
 import reformer_hf  # noqa: F401  (registers the architecture with the Auto classes)
 from training.arguments import ModelArguments, SummarizationArguments, exit_code
+from training.bert_score import BertScore
 from training.causal_summarization import (
     PLACEHOLDER,
     CausalSummaryTrainer,
@@ -73,6 +74,9 @@ def summarize(argv: Sequence[str] | None = None) -> dict[str, float]:
     )
     _require_comparisons(data, model_args, training)
     training.choose_learning_rate(from_scratch=model_args.model_name_or_path is None)
+    bert_score = None
+    if data.bert_score_model is not None:
+        bert_score = BertScore(data.bert_score_model, data.bert_score_layer)
     config = SUMMARIZATION.given_config(model_args, session.checkpoint)
     pairs = load_pairs(data, model_args, training)
     known = pairs["train"] if "train" in pairs else next(iter(pairs.values()))
@@ -89,7 +93,11 @@ def summarize(argv: Sequence[str] | None = None) -> dict[str, float]:
     lead = LeadBaseline.for_references(known["summary"], data.lang)
     scorers: dict[str, SummaryScorer] = {}
     if training.predict_with_generate:
-        scorers = summary_scorers(pairs, encoded, tokenizer, lead, use_stemmer=data.rouge_stemmer)
+        scorers = summary_scorers(
+            *(pairs, encoded, tokenizer, lead),
+            use_stemmer=data.rouge_stemmer,
+            bert_score=bert_score,
+        )
     parts = {
         "model": model,
         "args": training,
@@ -201,7 +209,7 @@ def _show_and_save_summaries(
             rows = SummaryScorer.rows(metrics, prefix)
             length = metrics[f"{prefix}_output_length"]
             lengths = f"lead: {lead.length} {lead.unit}, outputs: {length:.0f}"
-            show_results(f"ROUGE on {split} ({lengths})", rows)
+            show_results(f"scores on {split} ({lengths})", rows)
             print(scorers[split].finding)
             if not scorers[split].ignores_the_document:
                 print(verdict(rows))
@@ -222,6 +230,11 @@ def _baselines(
     """What stands next to the scores, for a reader of the card."""
     trained = " in training" if "train" in pairs else ""
     source = "train" if "train" in pairs else next(iter(pairs))
+    bert_score = ""
+    if data.bert_score_model is not None:
+        bert_score = (
+            f" BERTScore is F1 in percent, not rescaled, by {Path(data.bert_score_model).name}."
+        )
     judges = "of the validation split" if {"train", "validation"} <= pairs.keys() else "others"
     return (
         f"Lead baseline: the first {lead.length} {lead.unit} of the document, the mean length of a"
@@ -229,7 +242,7 @@ def _baselines(
         f" {lead.unit}, the mean length of the model's outputs. Best constant output: one text for"
         f" every document, of up to {CONSTANT_CANDIDATES} summaries of the {source} split the one"
         f" that scores highest against up to {CONSTANT_REFERENCES} {judges}. ROUGE is F1 in"
-        f" percent, counted in {lead.unit}{', stemmed' if data.rouge_stemmer else ''}."
+        f" percent, counted in {lead.unit}{', stemmed' if data.rouge_stemmer else ''}.{bert_score}"
     )
 
 

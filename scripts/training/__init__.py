@@ -17,6 +17,7 @@ run_arguments       what a run began with, and keeps when it is resumed
 output_lock         one run at a time in an output directory
 saving, whole_saves directories that are complete or not there, and the trainer that makes them
 rouge               ROUGE, and what a token is in a language
+bert_score          BERTScore
 scoring             metrics, each next to a baseline
 reporting           tables, samples, loss curve, model card
 

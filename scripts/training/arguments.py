@@ -225,6 +225,13 @@ class SummarizationArguments(SequenceToSequenceArguments):
         "Put the prompt into the chat template of the tokenizer, as what a user says.", False
     )
     rouge_stemmer: bool = option("Compare English word stems, as many papers do.", False)
+    bert_score_model: str | None = option(
+        "Score summaries by BERTScore too, with this encoder (Hub id or directory), such as"
+        " microsoft/deberta-xlarge-mnli."
+    )
+    bert_score_layer: int | None = option(
+        "Layer of the encoder to compare vectors of. Unset: the best known for it, else its last."
+    )
     predict_before_training: bool = option(
         "Summarize the test split with the given model first, to compare with.", False
     )
@@ -234,8 +241,11 @@ class SummarizationArguments(SequenceToSequenceArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_text(self, "lang", "text_column", "summary_column")
+        require_text(self, "lang", "text_column", "summary_column", "bert_score_model")
         require_positive("report_words", self.report_words)
+        require_positive("bert_score_layer", self.bert_score_layer)
+        if self.bert_score_layer is not None and self.bert_score_model is None:
+            raise ValueError("bert_score_layer: expected bert_score_model next to it, got none")
         if self.report_words is not None and self.description is not None:
             raise ValueError(
                 f"report_words: expected no other data next to it, got {self.description}"

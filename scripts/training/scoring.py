@@ -1,6 +1,7 @@
 """Scores, each next to a baseline that costs nothing.
 
-- Summaries: ROUGE, next to leads of the document and to the best constant output.
+- Summaries: ROUGE and, where it is asked for, BERTScore, next to leads of the document and to the
+  best constant output.
 - Classes: accuracy and macro-F1, next to the most frequent class.
 - Language models: bits per byte, next to the xz compressor.
 
@@ -18,6 +19,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
+from training.bert_score import BERTSCORE_NAMES, BertScore
 from training.reporting import MetricRow, Sample
 from training.rouge import (
     ROUGE_NAMES,
@@ -227,6 +229,7 @@ class SummaryScorer:
         constant_row: the row of `pairs` that `constant` was taken from, which then does not count
             for it; None: it comes from another split.
         use_stemmer: compare English word stems.
+        bert_score: another metric, or None.
     """
 
     BASELINES: ClassVar[Mapping[str, str]] = {
@@ -246,16 +249,18 @@ class SummaryScorer:
         *,
         constant_row: int | None = None,
         use_stemmer: bool = False,
+        bert_score: BertScore | None = None,
     ) -> None:
         self._reader = OutputReader(tokenizer, labels)
         self._pairs = pairs
         self._lead = lead
         self._use_stemmer = use_stemmer
+        self._bert_score = bert_score
         references = list(pairs["summary"])
         others = [text for row, text in enumerate(references) if row != constant_row] or references
         self._fixed_scores = {
-            **self._rouge(lead.summaries(pairs["document"]), references, "lead_"),
-            **self._rouge([constant] * len(others), others, "constant_"),
+            **self._scores(lead.summaries(pairs["document"]), references, "lead_"),
+            **self._scores([constant] * len(others), others, "constant_"),
         }
         self._distinct_references = len(set(references))
         self._generated: dict[int, str] = {}
@@ -265,11 +270,11 @@ class SummaryScorer:
         """From now on the last outputs are those of the model before training."""
         self._untrained = self._generated
         references = [self._pairs[row]["summary"] for row in self._generated]
-        scores = self._rouge(list(self._generated.values()), references, "untrained_")
+        scores = self._scores(list(self._generated.values()), references, "untrained_")
         self._fixed_scores |= scores
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
-        """ROUGE of the model and of the baselines, how many outputs differ, and their length.
+        """Scores of the model and of the baselines, how many outputs differ, and their length.
 
         `gen_len` counts tokens of the model, `output_length` what ROUGE counts.
         """
@@ -280,9 +285,9 @@ class SummaryScorer:
         lead = self._lead.of_length_of(generated)
         leads = lead.summaries([self._pairs[row]["document"] for row in rows])
         metrics = {
-            **self._rouge(generated, references),
+            **self._scores(generated, references),
             **self._fixed_scores,
-            **self._rouge(leads, references, "output_length_lead_"),
+            **self._scores(leads, references, "output_length_lead_"),
             "distinct_outputs": self._distinct_outputs(),
             "output_length": lead.length,
             "gen_len": self._reader.mean_length(prediction.predictions),
@@ -291,8 +296,9 @@ class SummaryScorer:
 
     @classmethod
     def rows(cls, metrics: Mapping[str, float], prefix: str) -> list[MetricRow]:
-        """ROUGE of the model and of the baselines, from metrics with a trainer's `prefix`."""
-        return rows_of_metrics(metrics, prefix, ROUGE_NAMES, cls.BASELINES)
+        """Scores of the model and of the baselines, from metrics with a trainer's `prefix`."""
+        names = {**ROUGE_NAMES, **BERTSCORE_NAMES}
+        return rows_of_metrics(metrics, prefix, names, cls.BASELINES)
 
     @property
     def ignores_the_document(self) -> bool:
@@ -341,12 +347,14 @@ class SummaryScorer:
             found.append(Sample(title=f"example {row}", parts=parts))
         return found
 
-    def _rouge(
+    def _scores(
         self, summaries: Sequence[str], references: Sequence[str], prefix: str = ""
     ) -> dict[str, float]:
         scores = compute_rouge(
             summaries, references, lang=self._lead.lang, use_stemmer=self._use_stemmer
         )
+        if self._bert_score is not None:
+            scores |= self._bert_score(summaries, references)
         return {prefix + name: score for name, score in scores.items()}
 
 
@@ -357,6 +365,7 @@ def summary_scorers(
     lead: LeadBaseline,
     *,
     use_stemmer: bool = False,
+    bert_score: BertScore | None = None,
 ) -> dict[str, SummaryScorer]:
     """What scores each split but "train".
 
@@ -370,6 +379,7 @@ def summary_scorers(
         tokenizer: decodes the generated ids.
         lead: the baseline; its language is that of the summaries.
         use_stemmer: compare English word stems.
+        bert_score: another metric, or None.
     """
     source = "train" if "train" in pairs else next(iter(pairs))
     candidates = list(pairs[source]["summary"])
@@ -389,6 +399,7 @@ def summary_scorers(
             candidates[row],
             constant_row=row if split == source else None,
             use_stemmer=use_stemmer,
+            bert_score=bert_score,
         )
         for split, texts in pairs.items()
         if split != "train"

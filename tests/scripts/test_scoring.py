@@ -5,11 +5,13 @@ import math
 import evaluate
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 from rouge_score import rouge_scorer
-from transformers import EvalPrediction
+from transformers import BertConfig, BertModel, EvalPrediction
 
 from reformer_hf.tokenization import byte_tokenizer
+from training.bert_score import BertScore
 from training.rouge import Rouge, compute_rouge, resolve_language, tokenizer_for
 from training.scoring import (
     ClassificationScorer,
@@ -307,6 +309,67 @@ def test_a_constant_is_right_where_the_references_are_one():
     score = SummaryScorer(tokenizer, pairs, labels, LeadBaseline(1), "yes")
     score(prediction(tokenizer, labels, [0, 1], ["yes", "yes"]))
     assert not score.ignores_the_document
+
+
+@pytest.fixture
+def encoder(tmp_path):
+    """The directory of a small encoder, whose tokenizer names no longest text."""
+    torch.manual_seed(0)
+    tokenizer = byte_tokenizer()
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+    )
+    BertModel(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    return str(tmp_path)
+
+
+def test_bert_score_is_highest_for_the_same_words_and_nothing_for_none(encoder):
+    score = BertScore(encoder)
+    texts = ["one two", "a longer text " * 20]  # the second is longer than the encoder reads
+    assert score(texts, texts) == approx(bertscore=100.0)
+    other = score(["one two"], ["seven of nine"])["bertscore"]
+    assert other < 100.0
+    assert score(["one two", " "], ["seven of nine", "nine"]) == approx(bertscore=other / 2)
+    assert score([""], ["nine"]) == approx(bertscore=0.0)
+    # Whose vectors are compared matters; unless named they are those of the last layer.
+    assert BertScore(encoder, 2)(["one two"], ["seven of nine"]) == approx(bertscore=other)
+    assert BertScore(encoder, 1)(["one two"], ["seven of nine"]) != approx(bertscore=other)
+
+
+def test_encoders_that_cannot_compare_words_are_refused_by_name(encoder, tmp_path):
+    with pytest.raises(ValueError, match=r"bert_score_layer: expected at most 2, .* got 3"):
+        BertScore(encoder, 3)
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(ValueError, match="bert_score_model: expected an encoder"):
+        BertScore(str(tmp_path / "nothing"))
+
+
+def test_summaries_and_baselines_are_scored_by_bert_score_where_it_is_asked_for(encoder, scorer):
+    tokenizer, labels, without = scorer
+    pairs = Dataset.from_dict(
+        {"document": ["alpha beta", "one two three"], "summary": ["alpha beta", "one two"]}
+    )
+    score = SummaryScorer(
+        *(tokenizer, pairs, [tokenizer(text).input_ids for text in pairs["summary"]]),
+        LeadBaseline(2),
+        "one two",
+        bert_score=BertScore(encoder),
+    )
+    own = [tokenizer(text).input_ids for text in pairs["summary"]]
+    metrics = score(prediction(tokenizer, own, [0, 1], ["alpha beta", "three"]))
+    assert metrics["lead_bertscore"] == pytest.approx(100.0)
+    assert 50.0 < metrics["bertscore"] < 100.0
+    named = {f"eval_{name}": value for name, value in metrics.items()}
+    (row,) = (row for row in SummaryScorer.rows(named, "eval") if row.name == "BERTScore")
+    assert row.baselines["lead baseline"] == pytest.approx(100.0)
+    plain = without(prediction(tokenizer, labels, [0], ["alpha beta"]))
+    assert "bertscore" not in plain
 
 
 def test_accuracy_and_macro_f1_by_hand():

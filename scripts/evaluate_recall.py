@@ -5,7 +5,9 @@
 Multi-query associative recall (Arora et al. 2023, "Zoology", arXiv:2312.04927, section 4): pairs
 of a key and a value stand among noise, and later each key comes again; the model is to say its
 value. Every contender is a small causal model of two layers, the first of them local: trained on
-sequences of 512 tokens, tested on longer ones, where keys come again far behind. Positions begin at
+sequences of 512 tokens, tested on longer ones, where keys come again far behind. Training begins
+with 64 tokens and an eighth of the pairs and doubles both each time that most answers are right:
+at 512 tokens from the start no contender leaves chance within hundreds of steps. Positions begin at
 a random number in training, so that later ones are not new. OUTPUT.json, OUTPUT.md and OUTPUT.png
 are written after every contender.
 """
@@ -13,12 +15,12 @@ are written after every contender.
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import platform
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +31,13 @@ from torch import Tensor
 
 from reformer_hf import ReformerConfig, ReformerForCausalLM
 from training.arguments import exit_code
+from training.synthetic import IGNORED, Lesson, fit, write_table
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-_IGNORED = -100
+# Tokens of the first sequences of training.
+_FIRST_LENGTH = 64
 # Of the second layer, by the name of the contender.
 CONTENDERS: dict[str, dict[str, Any]] = {
     "full": {"attn_layers": ["local", "full"]},
@@ -79,7 +83,7 @@ class RecallTask:
 
         noise = (rows, length)
         tokens = torch.randint(0, self.keys, noise, generator=generator) + 1 + 2 * self.keys
-        labels = torch.full_like(tokens, _IGNORED)
+        labels = torch.full_like(tokens, IGNORED)
         keys = some(self.keys) + 1
         values = torch.randint(0, self.keys, keys.shape, generator=generator) + 1 + self.keys
         places = 2 * some(length // 4)
@@ -108,35 +112,26 @@ def build(task: RecallTask, changes: dict[str, Any], longest: int, seed: int) ->
     return ReformerForCausalLM(config)
 
 
-def train(model: Any, task: RecallTask, arguments: argparse.Namespace) -> tuple[int, float]:
-    """Train until nearly all answers are right; steps taken, and the share right at the end."""
-    generator = torch.Generator().manual_seed(arguments.seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.learning_rate)
-    warmup = max(1, arguments.steps // 20)
-    recent = 0.0
-    model.train()
-    for step in range(arguments.steps):
-        for group in optimizer.param_groups:
-            rising, falling = (step + 1) / warmup, (arguments.steps - step) / arguments.steps
-            group["lr"] = arguments.learning_rate * min(rising, falling)
-        tokens, labels = task.draw(arguments.rows, arguments.length, generator)
-        room = model.config.max_position_embeddings - arguments.length
-        start = int(torch.randint(0, room, (), generator=generator))
-        positions = torch.arange(start, start + arguments.length).unsqueeze(0)
-        output = model(tokens, position_ids=positions, shift_labels=labels)
-        output.loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        asked = labels != _IGNORED
-        right = (output.logits.argmax(-1) == labels)[asked].double().mean()
-        recent = 0.95 * recent + 0.05 * float(right)
-        if step % 100 == 99:
-            loss = float(output.loss.detach())
-            print(f"  step {step + 1}: loss {loss:.3f}, right {recent:.1%}", flush=True)
-        if recent > arguments.enough:
-            return step + 1, recent
-    return arguments.steps, recent
+def lessons(task: RecallTask, arguments: argparse.Namespace, room: int) -> list[Lesson]:
+    """From short sequences with few pairs to the task itself.
+
+    Each has twice the pairs and tokens of the one before, and half the rows. Positions begin at a
+    random number below ``room``, less the length.
+    """
+
+    def lesson(halvings: int) -> Lesson:
+        own = replace(task, pairs=task.pairs >> halvings)
+        rows, length = arguments.rows << halvings, arguments.length >> halvings
+
+        def draw(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+            tokens, labels = own.draw(rows, length, generator)
+            start = int(torch.randint(0, room - length, (), generator=generator))
+            return tokens, torch.arange(start, start + length).expand_as(tokens), labels
+
+        return Lesson(f"{length} tokens", draw)
+
+    most = min(math.log2(arguments.length / _FIRST_LENGTH), math.log2(task.pairs))
+    return [lesson(n) for n in reversed(range(max(0, int(most)) + 1))]
 
 
 @torch.no_grad()
@@ -147,7 +142,7 @@ def accuracy(model: Any, task: RecallTask, length: int, arguments: argparse.Name
     right: list[Tensor] = []
     for _ in range(arguments.tests):
         tokens, labels = task.draw(1, length, generator)
-        places = (labels[0] != _IGNORED).nonzero().flatten()
+        places = (labels[0] != IGNORED).nonzero().flatten()
         logits = model(tokens, logits_to_keep=places, use_cache=False).logits[0]
         right.append(logits.argmax(-1) == labels[0, places])
     return float(torch.cat(right).double().mean())
@@ -155,28 +150,21 @@ def accuracy(model: Any, task: RecallTask, length: int, arguments: argparse.Name
 
 def write(stem: Path, document: dict[str, Any], lengths: Sequence[int]) -> None:
     """Numbers, a table and a figure."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(document, indent=1)
-    stem.with_name(f"{stem.name}.json").write_text(text + "\n", encoding="utf-8")
-    rows = document["rows"]
-    facts = [f"- {name}: {value}" for name, value in document.items() if name != "rows"]
     head = ["contender", "steps", "right in training", *(f"{n:,} tokens" for n in lengths)]
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     figure, axes = pyplot.subplots(figsize=(7, 4.5))
-    for row in rows:
+    cells = []
+    for row in document["rows"]:
         found = [row["right"].get(str(n)) for n in lengths]
         shown = ["" if x is None else f"{x:.0%}" for x in found]
-        cells = [row["contender"], f"{row['steps']:,}", f"{row['trained']:.0%}", *shown]
-        lines.append("| " + " | ".join(cells) + " |")
+        cells.append([row["contender"], f"{row['steps']:,}", f"{row['trained']:.0%}", *shown])
         axes.plot(lengths, [float("nan") if x is None else x for x in found], "o-")
     axes.set(xscale="log", xlabel="tokens", ylabel="share of right values", ylim=(0, 1.02))
-    axes.legend([row["contender"] for row in rows], fontsize=8)
+    axes.legend([row["contender"] for row in document["rows"]], fontsize=8)
+    title = "Multi-query associative recall: share of right values"
+    write_table(stem, title, document, head, cells)
     figure.tight_layout()
     figure.savefig(stem.with_name(f"{stem.name}.png"), dpi=110)
     pyplot.close(figure)
-    title = "# Multi-query associative recall: share of right values"
-    report = "\n".join([title, "", *facts, "", *lines, ""])
-    stem.with_name(f"{stem.name}.md").write_text(report, encoding="utf-8")
 
 
 def evaluate(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -207,7 +195,7 @@ def evaluate(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         "model": "two layers (local, then the contender), width 128, 2 heads of 64",
         "task": f"{task.pairs} pairs of {task.keys} keys and as many values, each asked"
         f" {task.times} times",
-        "training": f"{arguments.length} tokens, {arguments.rows} rows, at most"
+        "training": f"{arguments.length} tokens (at first fewer), {arguments.rows} rows, at most"
         f" {arguments.steps} steps, AdamW, learning rate {arguments.learning_rate:g}",
         "tests": f"{arguments.tests} sequences a length",
         "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
@@ -218,7 +206,13 @@ def evaluate(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         print(name, flush=True)
         model = build(task, CONTENDERS[name], longest, arguments.seed)
         started = time.perf_counter()
-        steps, trained = train(model, task, arguments)
+        steps, trained = fit(
+            *(model, lessons(task, arguments, model.config.max_position_embeddings)),
+            steps=arguments.steps,
+            enough=arguments.enough,
+            learning_rate=arguments.learning_rate,
+            seed=arguments.seed,
+        )
         row = {"contender": name, "steps": steps, "trained": trained, "right": {}}
         row["seconds"] = time.perf_counter() - started
         rows.append(row)

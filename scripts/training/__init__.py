@@ -20,6 +20,7 @@ rouge               ROUGE, and what a token is in a language
 bert_score          BERTScore
 scoring             metrics, each next to a baseline
 reporting           tables, samples, loss curve, model card
+synthetic           small new models on drawn sequences
 
 What only one task needs is in summarization, classification and language_modeling.
 """

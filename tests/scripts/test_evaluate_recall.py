@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -44,3 +45,15 @@ def test_unknown_contenders_are_refused(tmp_path: Path, capsys: pytest.CaptureFi
     options = ["--contenders", "mamba", "--output", str(tmp_path / "recall")]
     assert evaluate_recall.main(options) == 2
     assert "contenders: expected some of" in capsys.readouterr().err
+
+
+def test_lessons_double_until_they_are_the_task() -> None:
+    arguments = argparse.Namespace(rows=2, length=512)
+    found = evaluate_recall.lessons(RecallTask(), arguments, room=2000)
+    assert [lesson.name for lesson in found] == [f"{n} tokens" for n in (64, 128, 256, 512)]
+    generator = torch.Generator().manual_seed(0)
+    for lesson, length, rows in zip(found, (64, 128, 256, 512), (16, 8, 4, 2), strict=True):
+        tokens, positions, labels = lesson.draw(generator)
+        assert tokens.shape == positions.shape == labels.shape == (rows, length)
+        assert int(positions.max()) < 2000
+        assert (labels != -100).sum() == rows * length // 4

@@ -5,7 +5,8 @@
     python scripts/evaluate_long_context.py passkey --model test_models/smollm2 \\
         --file test.txt.gz --lengths 2000 4000 8000 --rounds 4 8 16 --output results/passkey
 
-`loss`: mean negative log-likelihood of a token in blocks of the text. `passkey`: a five-digit
+`loss`: mean negative log-likelihood of a token in blocks of the text, and of those that repeat a
+rare word last seen more than 1,000 tokens ago, which no local window shows. `passkey`: a five-digit
 number is hidden in the text and asked for at its end. Full attention stands next to LSH rounds, and
 next to each of these a local window in which a query sees as many keys. Both write OUTPUT.json and
 OUTPUT.md after every length.
@@ -38,11 +39,15 @@ from training.long_context import (
     answer_by_generation,
     attending,
     contenders,
+    count_words,
     make_passkeys,
+    rare_repeats,
 )
 from training.precision import SLOW_BF16, multiplies_bf16
 
 Row = dict[str, Any]
+# A word is rare below this share of the text's words, and was last seen long ago after more tokens.
+_RARE, _FAR = 1e-4, 1000
 
 
 def measure_loss(
@@ -51,6 +56,12 @@ def measure_loss(
     """A row for each contender: loss, and how much more than full attention's."""
     blocks = token_blocks(arguments.file, tokenizer, length, arguments.samples, arguments.seed)
     ids = [torch.tensor([block]) for block in blocks["input_ids"]]
+    counts = count_words(read_text(arguments.file))
+    pieces = [tokenizer.batch_decode([[i] for i in block]) for block in blocks["input_ids"]]
+    # No loss is that of the first token.
+    rare = torch.stack(
+        [rare_repeats(x, counts, distance=_FAR, rarest=_RARE)[1:] for x in pieces]
+    ).unsqueeze(1)
     rows: list[Row] = []
     full: torch.Tensor | None = None
     for contender in contenders(model, ids[0], arguments.rounds):
@@ -60,6 +71,10 @@ def measure_loss(
         row = _row(contender, length, len(ids))
         row |= {"loss": float(losses.mean()), "above_full": float((losses - full).mean())}
         row["above_full_second_half"] = float((losses - full)[..., length // 2 :].mean())
+        row["rare_repeats"] = int(rare.sum())
+        if rare.any():
+            row["loss_at_rare_repeats"] = float(losses[rare].mean())
+            row["above_full_at_rare_repeats"] = float((losses - full)[rare].mean())
         rows.append(row)
         _say(row)
     return rows
@@ -102,12 +117,18 @@ def _say(row: Row) -> None:
     print(f"{row['length']:>7,} {row['attention']:<16} {numbers}", flush=True)
 
 
+def _cell(value: Any) -> str:
+    if value is None:
+        return "all"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
 def _table(rows: Sequence[Row]) -> str:
-    names = [k for k, v in rows[0].items() if isinstance(v, (int, float, str)) or v is None]
+    named = {k: v for row in rows for k, v in row.items()}
+    names = [k for k, v in named.items() if isinstance(v, (int, float, str)) or v is None]
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     for row in rows:
-        cells = [f"{row[n]:.3f}" if isinstance(row[n], float) else str(row[n]) for n in names]
-        lines.append("| " + " | ".join(cells).replace("None", "all") + " |")
+        lines.append("| " + " | ".join(_cell(row.get(n, "")) for n in names) + " |")
     return "\n".join(lines)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import regex
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -71,6 +73,42 @@ def attending(model: Any, contender: Contender) -> Iterator[None]:
     finally:
         reformer_hf.configure_attention(model, **settings.to_dict())
         model.set_attn_implementation(before)
+
+
+_WORD = regex.compile(r"\p{L}{4,}")
+
+
+def count_words(text: str) -> Counter[str]:
+    """How often each word of four letters or more occurs, in lower case."""
+    return Counter(_WORD.findall(text.lower()))
+
+
+def rare_repeats(
+    pieces: Sequence[str], counts: Mapping[str, int], *, distance: int, rarest: float
+) -> Tensor:
+    """Tokens of rare words that were last seen long ago: what a model can only look up.
+
+    Args:
+        pieces: text of every token.
+        counts: how often words occur, see `count_words`.
+        distance: tokens since the word's last occurrence, at least.
+        rarest: a word is rare below this share of all words that were counted.
+
+    Returns:
+        ``[N]`` bool.
+    """
+    owner = [token for token, piece in enumerate(pieces) for _ in piece]
+    # As long as the text itself: some letters have a lower case of two.
+    text = "".join(c if len(c.lower()) > 1 else c.lower() for c in "".join(pieces))
+    most = rarest * sum(counts.values())
+    found = torch.zeros(len(pieces), dtype=torch.bool)
+    seen: dict[str, int] = {}
+    for match in _WORD.finditer(text):
+        word, first, last = match.group(), owner[match.start()], owner[match.end() - 1]
+        if word in seen and first - seen[word] > distance and counts.get(word, 0) < most:
+            found[first : last + 1] = True
+        seen[word] = last
+    return found
 
 
 @dataclass(frozen=True)

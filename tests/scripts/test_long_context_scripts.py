@@ -26,7 +26,9 @@ from training.long_context import (
     answer_by_generation,
     attending,
     contenders,
+    count_words,
     make_passkeys,
+    rare_repeats,
     window_with_as_many_keys,
 )
 
@@ -164,6 +166,27 @@ def test_both_ways_to_answer_agree_in_full_attention(model: LlamaForCausalLM) ->
     assert bool(answer_at_once(model, key)[0]) == bool(right[0])
 
 
+def test_repeats_are_tokens_of_rare_words_that_come_again_after_a_while() -> None:
+    pieces = ["Zan", "zibar", " is", " far", ".", " The", " way", " to", " ZANZ", "ibar", " The"]
+    pieces += [" way", " Zanz", "ibar", " is", " not", " the", " way", " home", "."]
+    counts = count_words("Zanzibar " + "away " * 999)
+    assert counts["zanzibar"] == 1
+
+    def found(distance: int, rarest: float) -> list[int]:
+        mask = rare_repeats(pieces, counts, distance=distance, rarest=rarest)
+        return mask.nonzero().flatten().tolist()
+
+    # Seven tokens from the end of the first to the second, three from there to the third.
+    assert found(6, 0.01) == [8, 9]
+    assert found(2, 0.01) == [8, 9, 12, 13]
+    assert found(7, 0.01) == []
+    assert found(2, 0.001) == []  # one word of a thousand is not below one in a thousand
+    # What has a longer lower case keeps its place.
+    assert rare_repeats(["İ", "word", " word"], {}, distance=0, rarest=1.0).tolist() == [False] * 3
+    mask = rare_repeats(["İİ ", "word", " word"], {"x": 1}, distance=0, rarest=1.0)
+    assert mask.tolist() == [False, False, True]
+
+
 @pytest.mark.parametrize("kind", ["loss", "passkey"])
 def test_results_are_written_for_every_length_and_contender(folder: Path, kind: str) -> None:
     asked = [
@@ -179,6 +202,9 @@ def test_results_are_written_for_every_length_and_contender(folder: Path, kind: 
     assert "local = lsh 2" in report
     if kind == "loss":
         assert rows[0]["above_full"] == 0.0
+        # In this text no word is rare.
+        assert rows[0]["rare_repeats"] == 0
+        assert "loss_at_rare_repeats" not in rows[0]
     asked[asked.index("400")] = "5000"
     with pytest.raises(ValueError, match="at most the model's 1024 positions"):
         evaluate_long_context.evaluate(asked)

@@ -47,7 +47,7 @@ from training.precision import SLOW_BF16, multiplies_bf16
 
 Row = dict[str, Any]
 # A word is rare below this share of the text's words, and was last seen long ago after more tokens.
-_RARE, _FAR = 1e-4, 1000
+_RARE, _FAR = 3e-4, 1000
 
 
 def measure_loss(

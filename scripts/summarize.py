@@ -64,8 +64,10 @@ class Summarizer:
             config = AutoConfig.from_pretrained(model_name)
             self.causal = is_causal(config)
             kind = AutoModelForCausalLM if self.causal else AutoModelForSeq2SeqLM
+            # What was trained in LSH attention reads in it too, unless told otherwise.
+            trained = "reformer" if getattr(config, "reformer_attention", None) else None
             self.model: Any = kind.from_pretrained(
-                model_name, attn_implementation=options.get("attn_implementation")
+                model_name, attn_implementation=options.get("attn_implementation", trained)
             ).eval()
             self.tokenizer = AutoTokenizer.from_pretrained(model_name)
         except (OSError, ValueError, KeyError) as error:
@@ -142,7 +144,7 @@ def summarize(argv: Sequence[str] | None = None) -> list[Summary]:
     add("--max_new_tokens", type=int, help="tokens to write at most")
     add("--prompt_template", help="what a causal language model is given, with {document} in it")
     add("--chat_prompt", action="store_true", default=None, help="in the chat template")
-    add("--attn_implementation", help="sdpa, eager, or reformer for long documents")
+    add("--attn_implementation", help="sdpa, eager or reformer; unset: as it was trained")
     arguments = vars(parser.parse_args(argv))
     name, files = arguments.pop("model"), arguments.pop("files")
     options = {key: value for key, value in arguments.items() if value is not None}

@@ -347,19 +347,22 @@ def _results(facts: CardFacts) -> str:
 
 
 def _loading(hub_id: str | None, model: PreTrainedModel, facts: CardFacts) -> str:
-    own = _own(model)
-    lines = [f"import {_LIBRARY}  # registers the architecture"] if own else []
+    own, sparse = _own(model), model.config._attn_implementation == "reformer"
+    lines = [f"import {_LIBRARY}  # registers the {'architecture' if own else 'attention'}"]
+    lines = lines if own or sparse else []
     lines.append(f"from transformers import {facts.auto_class}, AutoTokenizer\n")
     if hub_id is None:
         lines.append('model_folder = "."  # the folder of this card, or the id it has on the Hub')
     place = "model_folder" if hub_id is None else f'"{hub_id}"'
+    # A configuration does not keep how the model attended.
+    argument = ', attn_implementation="reformer"' if sparse else ""
     lines += [
         f"tokenizer = AutoTokenizer.from_pretrained({place})",
-        f"model = {facts.auto_class}.from_pretrained({place})",
+        f"model = {facts.auto_class}.from_pretrained({place}{argument})",
         facts.usage.strip(),
     ]
     code = "\n".join(lines)
-    return f"{_INSTALL if own else ''}```python\n{code}\n```"
+    return f"{_INSTALL if own or sparse else ''}```python\n{code}\n```"
 
 
 def _training(trainer: Trainer, model: PreTrainedModel, facts: CardFacts) -> str:

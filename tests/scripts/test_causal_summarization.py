@@ -5,8 +5,9 @@ import math
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+import reformer_hf
 import run_summarization
 import summarize
 from reformer_hf import byte_tokenizer
@@ -301,3 +302,17 @@ def test_bad_documents_and_models_are_refused(causal_checkpoint, tmp_path, capsy
     ):
         assert summarize.main(arguments) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_model_reads_in_the_attention_in_which_it_was_trained(causal_checkpoint, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(causal_checkpoint, attn_implementation="reformer")
+    reformer_hf.configure_attention(model, local_window=32)
+    model.save_pretrained(tmp_path / "long")
+    AutoTokenizer.from_pretrained(causal_checkpoint).save_pretrained(tmp_path / "long")
+    for name, options, expected in (
+        (causal_checkpoint, {}, "sdpa"),
+        (str(tmp_path / "long"), {}, "reformer"),
+        (str(tmp_path / "long"), {"attn_implementation": "sdpa"}, "sdpa"),
+    ):
+        config = summarize.Summarizer(name, options).model.config
+        assert config._attn_implementation == expected

@@ -14,6 +14,7 @@ from transformers import Trainer, TrainingArguments
 
 import reformer_hf
 from tests.models.builders import HEAD_OF
+from tests.pretrained.conftest import tiny_llama
 from training.models import count_in_words
 from training.reporting import (
     CardFacts,
@@ -268,4 +269,21 @@ def test_the_snippet_of_an_unpublished_model_opens_it_from_its_folder(
     session: dict[str, Any] = {}
     exec(code, session)
     assert type(session["model"]).__name__ == "ReformerForCausalLM"
+    assert "not on PyPI" in card.text
+
+
+def test_the_snippet_of_a_model_in_lsh_attention_opens_it_in_lsh_attention(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_llama(vocab_size=300, attn_implementation="reformer")
+    arguments = TrainingArguments(str(tmp_path / "run"), report_to="none", use_cpu=True)
+    trainer = CardTrainer(model, arguments, processing_class=reformer_hf.byte_tokenizer())
+    trainer.save_model()
+    card = model_card(trainer, facts(auto_class="AutoModelForCausalLM", usage=""), has_curve=False)
+    code = card.text.split("```python\n")[1].split("```")[0]
+    assert code.startswith("import reformer_hf")
+    monkeypatch.chdir(tmp_path / "run")
+    session: dict[str, Any] = {}
+    exec(code, session)
+    assert session["model"].config._attn_implementation == "reformer"
     assert "not on PyPI" in card.text

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import platform
 import sys
 import time
 from collections.abc import Sequence
@@ -22,12 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 
 from reformer_hf import ReformerConfig, ReformerForCausalLM
 from training.arguments import exit_code
-from training.synthetic import IGNORED, Lesson, fit, right, write_table
+from training.synthetic import IGNORED, Lesson, fit, right, surroundings, write_table
 
 _SYMBOLS = 127
 # What is trained with and, with more rounds, evaluated with; 0 rounds: full attention.
@@ -48,7 +46,7 @@ def build(word: int, rounds: int, seed: int) -> Any:
     """A new model of one layer with LSH attention, or with what it becomes where all is seen."""
     torch.manual_seed(seed)
     length = 2 * word + 2
-    # Of the keys that hash alike every query sees the last quarter of the sequence's length.
+    # Windows as long as the sequence and one bucket hide nothing.
     window = length if rounds == 0 else max(8, length // 8)
     config = ReformerConfig(
         vocab_size=_SYMBOLS + 1,
@@ -109,8 +107,7 @@ def evaluate(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         "training": f"at most {arguments.steps} steps of {arguments.rows} sequences, AdamW,"
         f" learning rate {arguments.learning_rate:g}; ended at {arguments.enough:.1%} right",
         "tests": f"{arguments.tests} sequences",
-        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        **surroundings(),
         "rows": rows,
     }
     lesson = Lesson(

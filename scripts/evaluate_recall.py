@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import platform
 import sys
 import time
 from collections.abc import Sequence
@@ -26,12 +25,11 @@ from typing import Any
 
 import matplotlib
 import torch
-import transformers
 from torch import Tensor
 
 from reformer_hf import ReformerConfig, ReformerForCausalLM
 from training.arguments import exit_code
-from training.synthetic import IGNORED, Lesson, fit, write_table
+from training.synthetic import IGNORED, Lesson, fit, surroundings, write_table
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -198,8 +196,7 @@ def evaluate(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         "training": f"{arguments.length} tokens (at first fewer), {arguments.rows} rows, at most"
         f" {arguments.steps} steps, AdamW, learning rate {arguments.learning_rate:g}",
         "tests": f"{arguments.tests} sequences a length",
-        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        **surroundings(),
         "rows": rows,
     }
     for name in arguments.contenders:

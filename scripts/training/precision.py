@@ -21,7 +21,7 @@ def multiplies_bf16() -> bool:
     """Whether products of bf16 matrices are computed as such, on what this machine has.
 
     Where they are not, a CPU takes a plain loop: on an AMD EPYC of the third generation a training
-    step of SmolLM2-135M at 2,048 tokens took 77 s instead of 5 s.
+    step of MiniLM (8 texts of 512 tokens) took 77 s, and 8 s in fp32.
     """
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)

@@ -348,8 +348,9 @@ def _results(facts: CardFacts) -> str:
 
 def _loading(hub_id: str | None, model: PreTrainedModel, facts: CardFacts) -> str:
     own, sparse = _own(model), model.config._attn_implementation == "reformer"
-    lines = [f"import {_LIBRARY}  # registers the {'architecture' if own else 'attention'}"]
-    lines = lines if own or sparse else []
+    lines = []
+    if own or sparse:
+        lines.append(f"import {_LIBRARY}  # registers the {'architecture' if own else 'attention'}")
     lines.append(f"from transformers import {facts.auto_class}, AutoTokenizer\n")
     if hub_id is None:
         lines.append('model_folder = "."  # the folder of this card, or the id it has on the Hub')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 
 IGNORED = -100
@@ -79,6 +81,14 @@ def right(logits: Tensor, labels: Tensor) -> float:
     """Share of the answers that are right."""
     asked = labels != IGNORED
     return float((logits.argmax(-1) == labels)[asked].double().mean())
+
+
+def surroundings() -> dict[str, str]:
+    """Versions and machine, for the facts of a table."""
+    return {
+        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+    }
 
 
 def write_table(

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from reformer_hf import ReformerConfig, ReformerForCausalLM
 from training.arguments import exit_code
+from training.precision import default_device
 from training.synthetic import IGNORED, Lesson, fit, right, surroundings, write_table
 
 _SYMBOLS = 127
@@ -63,7 +64,7 @@ def build(word: int, rounds: int, seed: int) -> Any:
         hidden_dropout_prob=0.0,
         pad_token_id=None,
     )
-    return ReformerForCausalLM(config)
+    return ReformerForCausalLM(config).to(default_device())
 
 
 @torch.no_grad()
@@ -72,7 +73,8 @@ def accuracy(model: Any, rounds: int, word: int, arguments: argparse.Namespace) 
     other = build(word, rounds, arguments.seed).eval()
     other.load_state_dict(model.state_dict())
     generator = torch.Generator().manual_seed(arguments.seed + 1)
-    tokens, positions, labels = draw(arguments.tests, word, generator)
+    sequences = draw(arguments.tests, word, generator)
+    tokens, positions, labels = (x.to(model.device) for x in sequences)
     return right(other(tokens, position_ids=positions).logits, labels)
 
 

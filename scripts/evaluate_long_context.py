@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import platform
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -43,7 +42,8 @@ from training.long_context import (
     make_passkeys,
     rare_repeats,
 )
-from training.precision import SLOW_BF16, multiplies_bf16
+from training.precision import SLOW_BF16, default_device, multiplies_bf16
+from training.synthetic import machine
 
 Row = dict[str, Any]
 # A word is rare below this share of the text's words, and was last seen long ago after more tokens.
@@ -55,7 +55,7 @@ def measure_loss(
 ) -> list[Row]:
     """A row for each contender: loss, and how much more than full attention's."""
     blocks = token_blocks(arguments.file, tokenizer, length, arguments.samples, arguments.seed)
-    ids = [torch.tensor([block]) for block in blocks["input_ids"]]
+    ids = [torch.tensor([block], device=model.device) for block in blocks["input_ids"]]
     counts = count_words(read_text(arguments.file))
     pieces = [tokenizer.batch_decode([[i] for i in block]) for block in blocks["input_ids"]]
     # No loss is that of the first token.
@@ -66,7 +66,7 @@ def measure_loss(
     full: torch.Tensor | None = None
     for contender in contenders(model, ids[0], arguments.rounds):
         with attending(model, contender):
-            losses = torch.stack([token_losses(model, x).double() for x in ids])
+            losses = torch.stack([token_losses(model, x).double().cpu() for x in ids])
         full = losses if full is None else full
         row = _row(contender, length, len(ids))
         row |= {"loss": float(losses.mean()), "above_full": float((losses - full).mean())}
@@ -87,7 +87,7 @@ def measure_passkey(
     text = read_text(arguments.file)
     keys = make_passkeys(text, tokenizer, length, arguments.samples, arguments.seed)
     rows: list[Row] = []
-    for contender in contenders(model, keys[0].prompt, arguments.rounds):
+    for contender in contenders(model, keys[0].prompt.to(model.device), arguments.rounds):
         row = _row(contender, length, len(keys))
         with attending(model, contender):
             for name, ask in (("", answer_at_once), ("generated_", answer_by_generation)):
@@ -172,7 +172,7 @@ def evaluate(argv: Sequence[str] | None = None) -> list[Row]:
     arguments = parser.parse_args(argv)
 
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    model = AutoModelForCausalLM.from_pretrained(arguments.model).eval()
+    model = AutoModelForCausalLM.from_pretrained(arguments.model).eval().to(default_device())
     most = max(arguments.lengths) + 8
     if most > model.config.max_position_embeddings:
         raise ValueError(
@@ -188,13 +188,13 @@ def evaluate(argv: Sequence[str] | None = None) -> list[Row]:
         "seed": arguments.seed,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": machine(),
     }
     context: Any = contextlib.nullcontext()
     if arguments.bf16:
         if not multiplies_bf16():
             warnings.warn(SLOW_BF16, stacklevel=2)
-        context = torch.autocast("cpu", torch.bfloat16)
+        context = torch.autocast(default_device(), torch.bfloat16)
     rows: list[Row] = []
     with context:
         for length in arguments.lengths:

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from reformer_hf import ReformerConfig, ReformerForCausalLM
 from training.arguments import exit_code
+from training.precision import default_device
 from training.synthetic import IGNORED, Lesson, fit, surroundings, write_table
 
 matplotlib.use("Agg")
@@ -107,7 +108,7 @@ def build(task: RecallTask, changes: dict[str, Any], longest: int, seed: int) ->
         pad_token_id=0,
         **changes,
     )
-    return ReformerForCausalLM(config)
+    return ReformerForCausalLM(config).to(default_device())
 
 
 def lessons(task: RecallTask, arguments: argparse.Namespace, room: int) -> list[Lesson]:
@@ -139,7 +140,7 @@ def accuracy(model: Any, task: RecallTask, length: int, arguments: argparse.Name
     model.eval()
     right: list[Tensor] = []
     for _ in range(arguments.tests):
-        tokens, labels = task.draw(1, length, generator)
+        tokens, labels = (x.to(model.device) for x in task.draw(1, length, generator))
         places = (labels[0] != IGNORED).nonzero().flatten()
         logits = model(tokens, logits_to_keep=places, use_cache=False).logits[0]
         right.append(logits.argmax(-1) == labels[0, places])

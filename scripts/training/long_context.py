@@ -165,16 +165,16 @@ def answer_at_once(model: Any, passkey: Passkey) -> Tensor:
     Every position is read in the model's attention, the answer's own too.
     """
     answer = passkey.answer
-    ids = torch.cat((passkey.prompt, answer.unsqueeze(0)), dim=1)
+    ids = torch.cat((passkey.prompt, answer.unsqueeze(0)), dim=1).to(model.device)
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
     hidden = hidden[0, -len(answer) - 1 : -1]
-    return model.get_output_embeddings()(hidden).argmax(dim=-1) == answer
+    return model.get_output_embeddings()(hidden).argmax(dim=-1).cpu() == answer
 
 
 @torch.no_grad()
 def answer_by_generation(model: Any, passkey: Passkey) -> Tensor:
     """Which tokens of the answer `generate` writes, greedily, with its cache."""
-    answer, prompt = passkey.answer, passkey.prompt
+    answer, prompt = passkey.answer, passkey.prompt.to(model.device)
     written = model.generate(
         prompt,
         attention_mask=torch.ones_like(prompt),
@@ -183,4 +183,4 @@ def answer_by_generation(model: Any, passkey: Passkey) -> Tensor:
         do_sample=False,
         pad_token_id=0,
     )
-    return written[0, prompt.shape[1] :] == answer
+    return written[0, prompt.shape[1] :].cpu() == answer

@@ -58,13 +58,13 @@ def fit(
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * min((step + 1) / warmup, (steps - step) / steps)
-        tokens, positions, labels = ahead[0].draw(generator)
+        tokens, positions, labels = (x.to(model.device) for x in ahead[0].draw(generator))
         output = model(tokens, position_ids=positions, shift_labels=labels)
         output.loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        recent = 0.95 * recent + 0.05 * right(output.logits, labels)
+        recent = 0.95 * recent + 0.05 * right(output.logits.detach(), labels)
         if step % 100 == 99:
             loss = float(output.loss.detach())
             print(f"  step {step + 1}: {ahead[0].name}, loss {loss:.3f}, right {recent:.1%}")
@@ -87,8 +87,15 @@ def surroundings() -> dict[str, str]:
     """Versions and machine, for the facts of a table."""
     return {
         "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": machine(),
     }
+
+
+def machine() -> str:
+    """What computes."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def write_table(

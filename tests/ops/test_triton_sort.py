@@ -128,7 +128,8 @@ def test_a_known_number_of_buckets_changes_nothing_on_a_cpu():
 @pytest.mark.parametrize("padded", [False, True], ids=["all real", "padded"])
 @pytest.mark.parametrize("num_buckets", [None, 1, [4, 8]], ids=str)
 def test_attention_is_the_same_with_the_counting_sort(monkeypatch, num_buckets, padded):
-    mask = torch.arange(90) < torch.tensor([[90], [40 if padded else 90]])
+    lengths = torch.tensor([[90], [40 if padded else 90]], device=DEVICE)
+    mask = torch.arange(90, device=DEVICE) < lengths
     arguments = {
         "window": AttentionWindow("window", 8, 0, 16, True, True),
         "settings": HashSettings(2, 1, num_buckets),

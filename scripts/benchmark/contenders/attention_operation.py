@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -59,7 +60,8 @@ class AttentionContender(Contender):
 
     @torch.no_grad()
     def properties(self, case: Case) -> list[Finding]:
-        """Who sees whom."""
+        """Who sees whom; in fp32, since where a token is sorted to decides what is rounded."""
+        case = replace(case, dtype="float32")
         inputs = self.inputs(case)
         changed = [x.clone() for x in inputs]
         border = case.length - case.length // 4

@@ -106,7 +106,7 @@ def test_sinks_of_more_queries_than_one_program_takes(
         # The kernels have their chunk compiled in: enough queries for two of them.
         queries = triton_turns.SINK_CHUNK // 2 + 40
     else:
-        queries = 3 * triton_turns.SINK_CHUNK
+        queries = triton_turns.SINK_CHUNK + 40
     window = HybridWindow(8, 2, 0)
     problem = make_problem(window, queries=queries, keys=queries, batch=1, heads=2, groups=1)
     assert_like_reference(problem, triton_device)

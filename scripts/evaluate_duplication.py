@@ -25,7 +25,7 @@ from torch import Tensor
 
 from reformer_hf import ReformerConfig, ReformerForCausalLM
 from training.arguments import exit_code
-from training.precision import default_device
+from training.device import default_device
 from training.synthetic import IGNORED, Lesson, fit, right, surroundings, write_table
 
 _SYMBOLS = 127

@@ -32,6 +32,7 @@ from reformer_hf.pretrained.language_model_loss import token_losses
 from training.alignment import token_blocks
 from training.arguments import exit_code
 from training.data_files import read_text
+from training.device import default_device, describe_device
 from training.long_context import (
     Contender,
     answer_at_once,
@@ -42,8 +43,7 @@ from training.long_context import (
     make_passkeys,
     rare_repeats,
 )
-from training.precision import SLOW_BF16, default_device, multiplies_bf16
-from training.synthetic import machine
+from training.precision import SLOW_BF16, multiplies_bf16
 
 Row = dict[str, Any]
 # A word is rare below this share of the text's words, and was last seen long ago after more tokens.
@@ -188,7 +188,7 @@ def evaluate(argv: Sequence[str] | None = None) -> list[Row]:
         "seed": arguments.seed,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "machine": machine(),
+        "machine": describe_device(),
     }
     context: Any = contextlib.nullcontext()
     if arguments.bf16:

@@ -5,6 +5,7 @@ A script reads as: arguments, data, model, trainer, report.
 arguments           what a user may ask for, and how a script refuses it
 training_arguments  transformers' own, where their defaults do not hold here
 precision           whether bf16 is the faster setting on this machine
+device              what small studies compute on, and its name
 data_files          json, jsonl, csv and txt files
 records             csv and json text -> records, each with its line
 data                files and Hub data sets -> splits -> columns of texts -> token ids

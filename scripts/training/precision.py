@@ -17,11 +17,6 @@ def has_accelerator() -> bool:
     return torch.accelerator.is_available() or is_torch_xla_available()
 
 
-def default_device() -> str:
-    """What small studies compute on."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def multiplies_bf16() -> bool:
     """Whether products of bf16 matrices are computed as such, on what this machine has.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
+
+from training.device import describe_device
 
 IGNORED = -100
 # Share of right answers that ends a lesson, unless it is the last.
@@ -64,7 +65,7 @@ def fit(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        recent = 0.95 * recent + 0.05 * right(output.logits.detach(), labels)
+        recent = 0.95 * recent + 0.05 * right(output.logits, labels)
         if step % 100 == 99:
             loss = float(output.loss.detach())
             print(f"  step {step + 1}: {ahead[0].name}, loss {loss:.3f}, right {recent:.1%}")
@@ -87,15 +88,8 @@ def surroundings() -> dict[str, str]:
     """Versions and machine, for the facts of a table."""
     return {
         "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
-        "machine": machine(),
+        "machine": describe_device(),
     }
-
-
-def machine() -> str:
-    """What computes."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def write_table(

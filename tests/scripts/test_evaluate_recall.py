@@ -14,7 +14,7 @@ from evaluate_recall import RecallTask
 
 
 @pytest.mark.parametrize("length", [512, 700])
-def test_every_value_that_is_asked_for_stands_behind_its_key(length: int) -> None:
+def test_every_value_that_is_asked_for_stands_before_its_key(length: int) -> None:
     task = RecallTask()
     tokens, labels = task.draw(3, length, torch.Generator().manual_seed(0))
     assert tokens.shape == labels.shape == (3, length)
@@ -25,9 +25,9 @@ def test_every_value_that_is_asked_for_stands_behind_its_key(length: int) -> Non
         for place in places:
             first = row.tolist().index(int(row[place]))
             assert first < length // 2 <= place
-            assert int(row[first + 1]) == int(asked[place])
-    # What stands behind a key that comes again does not give its value away.
-    assert not torch.equal(tokens[:, 1:], labels[:, :-1])
+            assert int(row[first - 1]) == int(asked[place])
+    # What stands before a key that comes again does not give its value away.
+    assert not torch.equal(tokens[:, :-1], labels[:, 1:])
 
 
 def test_a_small_run_writes_numbers_a_table_and_a_figure(tmp_path: Path) -> None:
@@ -50,9 +50,9 @@ def test_unknown_contenders_are_refused(tmp_path: Path, capsys: pytest.CaptureFi
 def test_lessons_double_until_they_are_the_task() -> None:
     arguments = argparse.Namespace(rows=2, length=512)
     found = evaluate_recall.lessons(RecallTask(), arguments, room=2000)
-    assert [lesson.name for lesson in found] == [f"{n} tokens" for n in (64, 128, 256, 512)]
+    assert [lesson.name for lesson in found] == [f"{n} tokens" for n in (32, 64, 128, 256, 512)]
     generator = torch.Generator().manual_seed(0)
-    for lesson, length, rows in zip(found, (64, 128, 256, 512), (16, 8, 4, 2), strict=True):
+    for lesson, length, rows in zip(found, (32, 64, 128, 256, 512), (32, 16, 8, 4, 2), strict=True):
         tokens, positions, labels = lesson.draw(generator)
         assert tokens.shape == positions.shape == labels.shape == (rows, length)
         assert int(positions.max()) < 2000

@@ -27,7 +27,21 @@ def test_every_value_that_is_asked_for_stands_before_its_key(length: int) -> Non
             assert first < length // 2 <= place
             assert int(row[first - 1]) == int(asked[place])
     # What stands before a key that comes again does not give its value away.
-    assert not torch.equal(tokens[:, :-1], labels[:, 1:])
+    assert not (tokens[:, :-1] == labels[:, 1:]).any()
+
+
+def test_full_attention_sees_the_beginning_of_a_sequence_and_local_attention_does_not() -> None:
+    task, length = RecallTask(), 256
+    tokens, _ = task.draw(1, length, torch.Generator().manual_seed(0))
+    other = tokens.clone()
+    other[0, 3] = tokens[0, 3] % task.keys + 1
+    moved = {}
+    for name in ("full", "local"):
+        model = evaluate_recall.build(task, name, length, length, seed=0).eval()
+        with torch.no_grad():
+            last = [model(x.to(model.device)).logits[0, -1] for x in (tokens, other)]
+        moved[name] = not torch.equal(*last)
+    assert moved == {"full": True, "local": False}
 
 
 def test_a_small_run_writes_numbers_a_table_and_a_figure(tmp_path: Path) -> None:

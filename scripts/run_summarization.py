@@ -79,7 +79,8 @@ def summarize(argv: Sequence[str] | None = None) -> dict[str, float]:
         bert_score = BertScore(data.bert_score_model, data.bert_score_layer)
     config = SUMMARIZATION.given_config(model_args, session.checkpoint)
     pairs = load_pairs(data, model_args, training)
-    known = pairs["train"] if "train" in pairs else next(iter(pairs.values()))
+    first = "train" if "train" in pairs else next(iter(pairs))
+    known = pairs[first]
     tokenizer, model = build_summarizer(model_args, session.checkpoint, config, data, pairs)
     causal = is_causal(config)
     if causal:
@@ -88,7 +89,7 @@ def summarize(argv: Sequence[str] | None = None) -> dict[str, float]:
     else:
         encoded = encode_pairs(pairs, ("document", "summary"), tokenizer, data, training)
 
-    show_outlook(model, training, pairs, encoded, data.max_source_length)
+    show_outlook(model, training, pairs, encoded, data.source_length(first))
 
     lead = LeadBaseline.for_references(known["summary"], data.lang)
     scorers: dict[str, SummaryScorer] = {}
@@ -129,7 +130,7 @@ def summarize(argv: Sequence[str] | None = None) -> dict[str, float]:
         dataset_name=data.dataset_name,
         sizes={split: len(texts) for split, texts in pairs.items()},
         lengths=(
-            f"It reads up to {data.max_source_length:,} tokens and writes up to"
+            f"It reads up to {data.longest_input:,} tokens and writes up to"
             f" {data.longest_output:,}."
         ),
         evaluated_split=evaluated,
@@ -140,8 +141,12 @@ def summarize(argv: Sequence[str] | None = None) -> dict[str, float]:
         language=lead.lang,
         base_model=model_args.model_name_or_path,
         limits=_limits(data, known, model_args.model_name_or_path is None),
-        usage=_usage(data) if causal else _USAGE.format(length=data.max_source_length),
-        details={"longest training summary": f"{data.max_target_length} tokens", **timed},
+        usage=_usage(data) if causal else _USAGE.format(length=data.longest_input),
+        details={
+            "longest training document": f"{data.max_source_length:,} tokens",
+            "longest training summary": f"{data.max_target_length:,} tokens",
+            **timed,
+        },
     )
     session.finish(trainer, facts)
     for name, found in timed.items():
@@ -249,7 +254,7 @@ def _baselines(
 def _limits(data: SummarizationArguments, known: Dataset, from_scratch: bool) -> list[str]:
     """What a reader of the card must know before relying on the summaries."""
     limits = [
-        f"Of a document longer than {data.max_source_length:,} tokens the rest is not read.",
+        f"Of a document longer than {data.longest_input:,} tokens the rest is not read.",
         "Summaries are generated, not checked: they can state what the document does not say.",
     ]
     if from_scratch:

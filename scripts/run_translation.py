@@ -58,7 +58,7 @@ def translate(argv: Sequence[str] | None = None) -> dict[str, float]:
     tokenizer, model = build_translator(model_args, session.checkpoint, config, data, pairs)
     encoded = encode_pairs(pairs, ("text", "target"), tokenizer, data, training)
     read = {split: table.rename_column("text", "document") for split, table in pairs.items()}
-    show_outlook(model, training, read, encoded, data.max_source_length)
+    show_outlook(model, training, read, encoded, data.source_length(next(iter(read))))
 
     scorers: dict[str, TranslationScorer] = {}
     if training.predict_with_generate:
@@ -99,7 +99,7 @@ def translate(argv: Sequence[str] | None = None) -> dict[str, float]:
         dataset_name=data.dataset_name,
         sizes={split: len(table) for split, table in pairs.items()},
         lengths=(
-            f"It reads up to {data.max_source_length:,} tokens and writes up to"
+            f"It reads up to {data.longest_input:,} tokens and writes up to"
             f" {data.longest_output:,}."
         ),
         evaluated_split=evaluated,
@@ -111,10 +111,10 @@ def translate(argv: Sequence[str] | None = None) -> dict[str, float]:
         rows=rows,
         base_model=model_args.model_name_or_path,
         limits=[
-            f"Of a source longer than {data.max_source_length:,} tokens the rest is not read.",
+            f"Of a source longer than {data.longest_input:,} tokens the rest is not read.",
             *([f"It writes these languages: {', '.join(langs)}."] if langs else []),
         ],
-        usage=_USAGE.format(source=source, length=data.max_source_length),
+        usage=_USAGE.format(source=source, length=data.longest_input),
         details={
             f"chrF, {lang}": f"{metrics[f'{prefix}_chrf_{lang}']:.1f} (copied source:"
             f" {metrics[f'{prefix}_copy_chrf_{lang}']:.1f})"

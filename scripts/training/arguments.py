@@ -173,6 +173,10 @@ class SequenceToSequenceArguments(DataTrainingArguments):
 
     max_source_length: int = option("Longest source in tokens; longer ones are cut.", 4096)
     max_target_length: int = option("Longest training target in tokens.", 128)
+    val_max_source_length: int | None = option(
+        "Longest evaluated source in tokens, such as more than is trained on. Unset:"
+        " max_source_length."
+    )
     val_max_target_length: int | None = option(
         "Longest generated and evaluated target in tokens. Unset: max_target_length."
     )
@@ -187,14 +191,33 @@ class SequenceToSequenceArguments(DataTrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        lengths = ("max_source_length", "max_target_length", "val_max_target_length", "num_beams")
-        for name in lengths:
-            require_positive(name, getattr(self, name))
+        for kind in ("source", "target"):
+            require_positive(f"max_{kind}_length", getattr(self, f"max_{kind}_length"))
+            require_positive(f"val_max_{kind}_length", getattr(self, f"val_max_{kind}_length"))
+        require_positive("num_beams", self.num_beams)
         require_text(self, "forced_bos_token")
         if self.no_repeat_ngram_size < 0:
             raise ValueError(
                 f"no_repeat_ngram_size: expected 0 or more, got {self.no_repeat_ngram_size}"
             )
+
+    def source_length(self, split: str) -> int:
+        """Longest source of a split in tokens."""
+        return self.max_source_length if split == "train" else self.longest_input
+
+    def target_length(self, split: str) -> int:
+        """Longest target of a split in tokens."""
+        return self.max_target_length if split == "train" else self.longest_output
+
+    @property
+    def longest_input(self) -> int:
+        """Longest evaluated source in tokens: what the model is to read from now on."""
+        return self.val_max_source_length or self.max_source_length
+
+    @property
+    def longest_source(self) -> int:
+        """Longest source of training or evaluation, in tokens."""
+        return max(self.max_source_length, self.longest_input)
 
     @property
     def longest_output(self) -> int:

@@ -7,7 +7,6 @@ words of either (precision and recall). The counting is that of the package bert
 
 from collections.abc import Sequence
 
-import bert_score
 from transformers import AutoConfig
 
 BERTSCORE_NAMES = {"bertscore": "BERTScore"}
@@ -26,6 +25,8 @@ class BertScore:
     """
 
     def __init__(self, model: str, layer: int | None = None) -> None:
+        import bert_score  # slow to load, and hardly any run asks for it
+
         try:
             config = AutoConfig.from_pretrained(model)
             depth = config.num_hidden_layers

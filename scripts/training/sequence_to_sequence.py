@@ -37,11 +37,13 @@ def encode_pairs(
     """
     source, target = columns
 
-    def encode(rows: dict[str, list[Any]], target_length: int) -> dict[str, Any]:
+    def encode(
+        rows: dict[str, list[Any]], source_length: int, target_length: int
+    ) -> dict[str, Any]:
         sources = [data.source_prefix + text for text in rows[source]]
         encoded = tokenizer(
-            beginnings(tokenizer, sources, data.max_source_length),
-            max_length=data.max_source_length,
+            beginnings(tokenizer, sources, source_length),
+            max_length=source_length,
             padding="max_length" if data.pad_to_max_length else False,
             truncation=True,
         )
@@ -55,8 +57,11 @@ def encode_pairs(
 
     found = {}
     for split, texts in pairs.items():
-        length = data.max_target_length if split == "train" else data.longest_output
-        encode_split = functools.partial(encode, target_length=length)
+        encode_split = functools.partial(
+            encode,
+            source_length=data.source_length(split),
+            target_length=data.target_length(split),
+        )
         found[split] = tokenize(texts, encode_split, data, training)
     return found
 
@@ -74,9 +79,9 @@ def load_writer(
         ValueError: it cannot be loaded, or takes no inputs or targets so long.
     """
     config = config or new_config(
-        arguments, tokenizer, data.max_source_length, target_length=data.longest_target
+        arguments, tokenizer, data.longest_source, target_length=data.longest_target
     )
-    model = task.load_model(arguments, config, tokenizer, data.max_source_length)
+    model = task.load_model(arguments, config, tokenizer, data.longest_source)
     limit = getattr(model.config, "max_target_positions", None)
     if limit is not None and data.longest_target > limit:
         raise ValueError(

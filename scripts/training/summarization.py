@@ -91,10 +91,11 @@ def load_pairs(
 
 def keep_habits(model: PreTrainedModel, data: SummarizationArguments) -> None:
     """Store in the configuration how the model is asked, for `summarize.py`."""
-    names = ["source_prefix", "max_source_length"]
+    names = ["source_prefix"]
     if is_causal(model.config):
         names += ["prompt_template", "chat_prompt"]
-    setattr(model.config, HABITS, {name: getattr(data, name) for name in names})
+    habits = {name: getattr(data, name) for name in names}
+    setattr(model.config, HABITS, {**habits, "max_source_length": data.longest_input})
 
 
 def is_causal(config: PretrainedConfig | None) -> bool:
@@ -117,12 +118,16 @@ def encode_prompts(
         ValueError: the prompt does not fit the model or the length, or a summary has no end.
     """
     prompt = Prompt.from_template(tokenizer, data.prompt_template, chat=data.chat_prompt)
-    room = prompt.room(data.max_source_length)
+    for split in pairs:
+        prompt.room(data.source_length(split))
     end = tokenizer.eos_token_id
     if end is None:
         raise ValueError("tokenizer_name: expected a tokenizer with an eos_token, got one without")
 
-    def encode(rows: dict[str, list[Any]], target_length: int) -> dict[str, Any]:
+    def encode(
+        rows: dict[str, list[Any]], source_length: int, target_length: int
+    ) -> dict[str, Any]:
+        room = prompt.room(source_length)
         documents = [data.source_prefix + document for document in rows["document"]]
         # One token more than there is room for shows which documents are cut.
         cut = {"truncation": True, "add_special_tokens": False}
@@ -131,15 +136,18 @@ def encode_prompts(
         summaries = tokenizer(rows["summary"], max_length=target_length - 1, **cut)["input_ids"]
         found: dict[str, list[Any]] = {"input_ids": [], "labels": []}
         for document, summary in zip(inputs, summaries, strict=True):
-            asked = prompt.around(document, data.max_source_length)
+            asked = prompt.around(document, source_length)
             found["input_ids"].append([*asked, *summary, end])
             found["labels"].append([*[IGNORED_LABEL] * len(asked), *summary, end])
         return found
 
     found = {}
     for split, texts in pairs.items():
-        length = data.max_target_length if split == "train" else data.longest_output
-        encode_split = functools.partial(encode, target_length=length)
+        encode_split = functools.partial(
+            encode,
+            source_length=data.source_length(split),
+            target_length=data.target_length(split),
+        )
         found[split] = tokenize(texts, encode_split, data, training)
     return found
 
@@ -162,7 +170,7 @@ def build_summarizer(
     tokenizer = load_tokenizer(arguments, checkpoint, texts)
     causal = is_causal(config)
     if causal and config is not None:
-        length = data.max_source_length + data.longest_target
+        length = data.longest_source + data.longest_target
         model = CAUSAL_SUMMARIZATION.load_model(arguments, config, tokenizer, length)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token

@@ -22,6 +22,7 @@ from training.arguments import (
     [
         (lambda: SummarizationArguments(max_source_length=0), "max_source_length.*got 0"),
         (lambda: SummarizationArguments(max_target_length=-1), "max_target_length.*got -1"),
+        (lambda: SummarizationArguments(val_max_source_length=0), "val_max_source_length.*got 0"),
         (lambda: SummarizationArguments(num_beams=0), "num_beams.*got 0"),
         (lambda: DataTrainingArguments(max_train_samples=0), "max_train_samples.*got 0"),
         (lambda: DataTrainingArguments(dataset_name="a", train_file="b"), "dataset_name"),

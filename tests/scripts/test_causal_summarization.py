@@ -146,6 +146,7 @@ def test_what_the_document_says_may_be_quoted_but_not_twice():
 
 def test_a_run_trains_in_sparse_attention_and_keeps_how_it_asked(causal_run, tmp_path, capsys):
     asked = ["--prompt_template", "Document: {document} Topic:", "--do_predict"]
+    asked += ["--val_max_source_length", "300"]
     assert run_summarization.main([*causal_run, *asked]) == 0
     run = tmp_path / "run"
     metrics = json.loads((run / "all_results.json").read_text())
@@ -154,10 +155,13 @@ def test_a_run_trains_in_sparse_attention_and_keeps_how_it_asked(causal_run, tmp
     model = AutoModelForCausalLM.from_pretrained(run)
     assert model.config.reformer_attention["local_window"] == 32
     assert model.config.summarization["prompt_template"] == "Document: {document} Topic:"
+    assert model.config.summarization["max_source_length"] == 300
     assert model.generation_config.max_new_tokens == 16
     card = (run / "README.md").read_text()
     assert "AutoModelForCausalLM.from_pretrained" in card
     assert "Document: {document} Topic:" in card
+    assert "It reads up to 300 tokens" in card
+    assert "| longest training document | 200 tokens |" in card
     assert "Sample 1" in capsys.readouterr().out
     generated = (run / "predict_generated.jsonl").read_text().splitlines()
     assert len(generated) == 4

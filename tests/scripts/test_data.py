@@ -285,6 +285,12 @@ def test_summaries_and_classes_are_encoded_from_beginnings(monkeypatch):
     (encoded,) = encode_pairs(rows, ("document", "summary"), tokenizer, data, training)["train"]
     assert encoded["input_ids"] == tokenizer(f"sum: {text[:58]}").input_ids
     assert encoded["labels"] == tokenizer(text[:15]).input_ids
+    read = {"train": rows["train"], "test": rows["train"]}
+    data = SummarizationArguments(
+        max_source_length=64, val_max_source_length=80, max_target_length=16
+    )
+    for split in (longer := encode_pairs(read, ("document", "summary"), tokenizer, data, training)):
+        assert len(longer[split][0]["input_ids"]) == {"train": 64, "test": 80}[split]
     rows = {"train": Dataset.from_dict({"text": [text], "label": ["x"]})}
     data = ClassificationArguments(max_seq_length=64)
     (encoded,) = encode_examples(rows, tokenizer, {"x": 0}, data, training)["train"]

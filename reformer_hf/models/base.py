@@ -63,6 +63,18 @@ class ReformerPreTrainedModel(PreTrainedModel):
         config.check()
         super().__init__(config)
 
+    def _check_and_adjust_attn_implementation(
+        self, attn_implementation: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """transformers' check, which takes every name that is registered for any model."""
+        if attn_implementation == "reformer":
+            raise ValueError(
+                "attn_implementation='reformer' is for pretrained transformers; a"
+                f" {type(self).__name__} attends as `attn_layers` of its configuration says, here"
+                f" {self.config.attn_layers}"
+            )
+        return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
+
     def post_init(self) -> None:
         """What transformers does last in every constructor; the list of modules becomes exact.
 

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from reformer_hf.configuration_attention import CONFIG_FIELD, ReformerAttentionSettings
+from reformer_hf.configuration_reformer import ReformerConfig
 
 
 def _configs(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
@@ -47,7 +48,8 @@ def configure_attention(model: PreTrainedModel, **changes: Any) -> ReformerAtten
         The settings as they are now.
 
     Raises:
-        ValueError: an unknown field, a value outside its range, a layer that the model lacks.
+        ValueError: an unknown field, a value outside its range, a layer that the model lacks, or a
+            Reformer, whose attention its own configuration chooses.
 
     Example:
         >>> import torch
@@ -63,6 +65,11 @@ def configure_attention(model: PreTrainedModel, **changes: Any) -> ReformerAtten
     config = getattr(model, "config", None)
     if not isinstance(config, PreTrainedConfig):
         raise ValueError(f"`model` must be a model of transformers, got {type(model).__name__}")
+    if isinstance(config, ReformerConfig):
+        raise ValueError(
+            "`model` must be a pretrained transformer: a Reformer attends as `attn_layers` of its"
+            f" configuration says, got a {type(model).__name__}"
+        )
     known = ReformerAttentionSettings.of(config)
     unknown = sorted(set(changes) - set(known.to_dict()))
     if unknown:

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from reformer_hf.configuration_reformer import ReformerConfig
+
 _LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_source_positions")
 _TOKEN_BUFFERS = ("position_ids", "token_type_ids")
 
@@ -116,8 +118,8 @@ def extend_positions(model: PreTrainedModel, length: int) -> None:
         length: tokens, at least as many as now.
 
     Raises:
-        ValueError: not a whole number, fewer positions than now, or positions of a kind that is not
-            known; nothing has changed then.
+        ValueError: not a whole number, fewer positions than now, positions of a kind that is not
+            known, or a Reformer, which has `resize_position_embeddings`; nothing has changed then.
 
     Example:
         >>> from transformers import GPT2Config, GPT2Model
@@ -133,6 +135,10 @@ def extend_positions(model: PreTrainedModel, length: int) -> None:
     if not isinstance(length, int) or isinstance(length, bool) or length < 1:
         raise ValueError(f"`length` must be a positive whole number, got {length!r}")
 
+    if isinstance(model.config, ReformerConfig):
+        raise ValueError(
+            f"`model` ({name}) grows by a method of its own: `resize_position_embeddings({length})`"
+        )
     found = {id(c): (c, field) for c in _configs(model) if (field := _length_field(c))}
     if not found:
         raise ValueError(

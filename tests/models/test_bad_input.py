@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from reformer_hf import configure_attention, extend_positions
 from tests.models.builders import HEAD_OF, VOCAB, Head, pad_rows, random_ids
 
 
@@ -484,6 +485,22 @@ def test_an_attention_backend_that_cannot_serve_the_length_names_those_that_can(
     message = r"'reference' cannot .* at most 4096 tokens, got 5000.*'torch'"
     with pytest.raises(ValueError, match=message):
         model(random_ids(1, 5000, seed=1))
+
+
+def test_attention_of_pretrained_models_is_refused_by_a_reformer(head: Head) -> None:
+    message = "is for pretrained transformers; a .* attends as `attn_layers`"
+    with pytest.raises(ValueError, match=message):
+        head.model_class._from_config(head.config(), attn_implementation="reformer")
+    model = head.build()
+    with pytest.raises(ValueError, match=message):
+        model.set_attn_implementation("reformer")
+    with pytest.raises(ValueError, match="must be a pretrained transformer"):
+        configure_attention(model, num_hashes=2)
+    length = model.config.max_position_embeddings
+    with pytest.raises(ValueError, match=r"`resize_position_embeddings\(\d+\)`"):
+        extend_positions(model, 2 * length)
+    assert model.config.max_position_embeddings == length
+    model(**head.inputs(2, 9))
 
 
 def test_models_refuse_configurations_of_other_models(head: Head) -> None:

@@ -1,4 +1,4 @@
-"""What a pretrained language model loses and finds in sparse attention, next to full attention.
+"""What language models lose and find at a distance, pretrained ones next to full attention.
 
     python scripts/evaluate_long_context.py loss --model test_models/smollm2 \\
         --file test.txt.gz --lengths 2048 4096 8192 --rounds 4 8 16 --output results/loss
@@ -8,8 +8,9 @@
 `loss`: mean negative log-likelihood of a token in blocks of the text, and of those that repeat a
 rare word last seen more than 1,000 tokens ago, which no local window shows. `passkey`: a five-digit
 number is hidden in the text and asked for at its end. Full attention stands next to LSH rounds, and
-next to each of these a local window in which a query sees as many keys. Both write OUTPUT.json and
-OUTPUT.md after every length.
+next to each of these a local window in which a query sees as many keys. New models of the family
+attend as they were made to: name several of them, with one tokenizer, to compare them on the same
+blocks. Both write OUTPUT.json and OUTPUT.md after every length.
 """
 
 from __future__ import annotations
@@ -63,18 +64,21 @@ def measure_loss(
         [rare_repeats(x, counts, distance=_FAR, rarest=_RARE)[1:] for x in pieces]
     ).unsqueeze(1)
     rows: list[Row] = []
-    full: torch.Tensor | None = None
+    full: torch.Tensor | None = None  # only pretrained models can attend in both ways
     for contender in contenders(model, ids[0], arguments.rounds):
         with attending(model, contender):
             losses = torch.stack([token_losses(model, x).double().cpu() for x in ids])
-        full = losses if full is None else full
-        row = _row(contender, length, len(ids))
-        row |= {"loss": float(losses.mean()), "above_full": float((losses - full).mean())}
-        row["above_full_second_half"] = float((losses - full)[..., length // 2 :].mean())
+        if contender.implementation is not None:
+            full = losses if full is None else full
+        row = _row(contender, length, len(ids)) | {"loss": float(losses.mean())}
+        if full is not None:
+            row["above_full"] = float((losses - full).mean())
+            row["above_full_second_half"] = float((losses - full)[..., length // 2 :].mean())
         row["rare_repeats"] = int(rare.sum())
         if rare.any():
             row["loss_at_rare_repeats"] = float(losses[rare].mean())
-            row["above_full_at_rare_repeats"] = float((losses - full)[rare].mean())
+            if full is not None:
+                row["above_full_at_rare_repeats"] = float((losses - full)[rare].mean())
         rows.append(row)
         _say(row)
     return rows
@@ -103,13 +107,10 @@ def measure_passkey(
 
 
 def _row(contender: Contender, length: int, samples: int) -> Row:
-    return {
-        "length": length,
-        "attention": contender.name,
-        "keys_per_query": contender.keys,
-        "settings": contender.changes,
-        "samples": samples,
-    }
+    row: Row = {"length": length, "attention": contender.name}
+    if contender.implementation is not None:
+        row |= {"keys_per_query": contender.keys, "settings": contender.changes}
+    return row | {"samples": samples}
 
 
 def _say(row: Row) -> None:
@@ -160,7 +161,7 @@ def evaluate(argv: Sequence[str] | None = None) -> list[Row]:
     parser = _Parser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
     add("kind", choices=[*_MEASURES], help="what to measure")
-    add("--model", required=True, help="checkpoint directory or Hub id")
+    add("--model", nargs="+", required=True, help="checkpoint directories or Hub ids")
     add("--file", required=True, help="text that the model has not seen (txt, also gzipped)")
     add("--lengths", type=int, nargs="+", default=[4096], help="tokens")
     add("--rounds", type=int, nargs="+", default=[4, 8, 16], help="numbers of hash rounds")
@@ -171,19 +172,14 @@ def evaluate(argv: Sequence[str] | None = None) -> list[Row]:
     add("--output", type=Path, required=True, help="where results go, without an ending")
     arguments = parser.parse_args(argv)
 
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    model = AutoModelForCausalLM.from_pretrained(arguments.model).eval().to(default_device())
-    most = max(arguments.lengths) + 8
-    if most > model.config.max_position_embeddings:
-        raise ValueError(
-            f"lengths: expected at most the model's {model.config.max_position_embeddings} "
-            f"positions, less 8, got {max(arguments.lengths)}"
-        )
+    models = {Path(name).name: _load(name, max(arguments.lengths)) for name in arguments.model}
+    if len(models) < len(arguments.model):
+        raise ValueError(f"model: expected different names, got {arguments.model}")
     document = {
-        "model": Path(arguments.model).name,
+        "model": ", ".join(models),
         "note": arguments.note,
         "text": Path(arguments.file).name,
-        "settings": reformer_hf.configure_attention(model).to_dict(),
+        "settings": {name: _attention(model) for name, (model, _) in models.items()},
         "dtype": "bfloat16 autocast" if arguments.bf16 else "float32",
         "seed": arguments.seed,
         "torch": torch.__version__,
@@ -198,9 +194,33 @@ def evaluate(argv: Sequence[str] | None = None) -> list[Row]:
     rows: list[Row] = []
     with context:
         for length in arguments.lengths:
-            rows += _MEASURES[arguments.kind](model, tokenizer, length, arguments)
+            for name, (model, tokenizer) in models.items():
+                found = _MEASURES[arguments.kind](model, tokenizer, length, arguments)
+                rows += [{"model": name, **row} for row in found] if len(models) > 1 else found
             _write(arguments.output, document, rows, arguments.kind.capitalize())
     return rows
+
+
+def _load(name: str, length: int) -> tuple[Any, Any]:
+    """A model that reads ``length`` tokens, and its tokenizer.
+
+    Raises:
+        ValueError: it has no positions for so many.
+    """
+    model = AutoModelForCausalLM.from_pretrained(name).eval().to(default_device())
+    if length + 8 > model.config.max_position_embeddings:
+        raise ValueError(
+            f"lengths: expected at most the model's {model.config.max_position_embeddings} "
+            f"positions, less 8, got {length}"
+        )
+    return model, AutoTokenizer.from_pretrained(name)
+
+
+def _attention(model: Any) -> Any:
+    """What decides what a token of the model sees."""
+    if isinstance(model.config, reformer_hf.ReformerConfig):
+        return model.config.attn_layers
+    return reformer_hf.configure_attention(model).to_dict()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

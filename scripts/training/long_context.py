@@ -24,13 +24,13 @@ class Contender:
 
     Attributes:
         name: how it is called in tables.
-        implementation: of the attention.
+        implementation: of the attention; ``None``: the one it has.
         changes: settings of sparse attention.
         keys: visible keys of a query, mean; ``None``: all.
     """
 
     name: str
-    implementation: str
+    implementation: str | None
     changes: dict[str, int]
     keys: float | None = None
 
@@ -49,7 +49,12 @@ def window_with_as_many_keys(keys: float, length: int, sinks: int) -> int:
 
 
 def contenders(model: Any, input_ids: Tensor, rounds: Sequence[int]) -> list[Contender]:
-    """Full attention; per number of rounds LSH attention and a local window of as many keys."""
+    """Full attention; per number of rounds LSH attention and a local window of as many keys.
+
+    A model of the family attends as it was made to.
+    """
+    if isinstance(model.config, reformer_hf.ReformerConfig):
+        return [Contender("its own", None, {})]
     found = [Contender("full", "sdpa", {})]
     settings = reformer_hf.configure_attention(model)
     for number in rounds:
@@ -65,6 +70,9 @@ def contenders(model: Any, input_ids: Tensor, rounds: Sequence[int]) -> list[Con
 @contextmanager
 def attending(model: Any, contender: Contender) -> Iterator[None]:
     """The model attending as a contender does, for a while."""
+    if contender.implementation is None:
+        yield
+        return
     settings, before = reformer_hf.configure_attention(model), model.config._attn_implementation
     reformer_hf.configure_attention(model, **contender.changes)
     model.set_attn_implementation(contender.implementation)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 import align_attention
 import evaluate_long_context
 import reformer_hf
-from reformer_hf import byte_tokenizer
+from reformer_hf import ReformerConfig, ReformerForCausalLM, byte_tokenizer
 from tests.pretrained.conftest import tiny_llama
 from training.alignment import (
     attention_modules,
@@ -208,3 +208,38 @@ def test_results_are_written_for_every_length_and_contender(folder: Path, kind: 
     asked[asked.index("400")] = "5000"
     with pytest.raises(ValueError, match="at most the model's 1024 positions"):
         evaluate_long_context.evaluate(asked)
+
+
+@pytest.mark.parametrize("kind", ["loss", "passkey"])
+def test_models_of_the_family_are_compared_as_they_were_made(folder: Path, kind: str) -> None:
+    tokenizer = byte_tokenizer(append_eos=False)
+    for name, layers in (("local", ["local"]), ("lsh", ["local", "lsh"])):
+        config = ReformerConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            num_attention_heads=2,
+            attention_head_size=8,
+            feed_forward_size=16,
+            attn_layers=layers,
+            max_position_embeddings=512,
+        )
+        ReformerForCausalLM(config).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    asked = [
+        *(kind, "--model", str(folder / "local"), str(folder / "lsh")),
+        *("--file", str(folder / "text.txt"), "--lengths", "300", "--samples", "1"),
+        *("--output", str(folder / "results" / kind)),
+    ]
+    rows = evaluate_long_context.evaluate(asked)
+    assert [(row["model"], row["attention"]) for row in rows] == [
+        ("local", "its own"),
+        ("lsh", "its own"),
+    ]
+    document = json.loads((folder / "results" / f"{kind}.json").read_text(encoding="utf-8"))
+    assert document["settings"] == {"local": ["local"], "lsh": ["local", "lsh"]}
+    if kind == "loss":
+        assert all(4 < row["loss"] < 7 and "above_full" not in row for row in rows)
+    with pytest.raises(ValueError, match="model: expected different names"):
+        evaluate_long_context.evaluate(
+            [*asked, "--model", str(folder / "lsh"), str(folder / "lsh")]
+        )

@@ -179,6 +179,7 @@ def new_config(
         "attn_layers": ["local" if i % 2 == 0 else "lsh" for i in range(preset.num_layers)],
         "num_hashes": preset.num_hashes,
         "hidden_dropout_prob": preset.dropout,
+        "initializer_range": preset.hidden_size**-0.5,
         "max_position_embeddings": _position_table(length),
         **_token_fields(tokenizer),
         **_class_fields(classes),

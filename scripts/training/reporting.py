@@ -241,6 +241,7 @@ class CardFacts:
     limits: Sequence[str] = ()
     usage: str = ""
     details: dict[str, str] = field(default_factory=dict)
+    command: str = ""  # how the run was called
 
     @property
     def base_model_is_local(self) -> bool:
@@ -381,7 +382,9 @@ def _training(trainer: Trainer, model: PreTrainedModel, facts: CardFacts) -> str
             f" transformers {transformers.__version__}, datasets {datasets.__version__}"
         ),
     }
-    return "\n".join(["| | |", "|---|---|", *(f"| {key} | {text} |" for key, text in rows.items())])
+    table = ["| | |", "|---|---|", *(f"| {key} | {text} |" for key, text in rows.items())]
+    command = ["", "```bash", facts.command, "```"] if facts.command else []
+    return "\n".join([*table, *command])
 
 
 def _architecture(model: PreTrainedModel) -> str:

@@ -32,6 +32,7 @@ from training.arguments import (
     require_sound_training,
 )
 from training.checkpoints import AlreadyTrained, MakeRoom, StopAtTheEnd
+from training.command import shown_command
 from training.data import needed_splits
 from training.models import parse_overrides, preset_named
 from training.output_lock import OutputLock
@@ -62,12 +63,14 @@ class Session:
         timer: measures the steps; one of `callbacks`.
         callbacks: for the trainer.
         arguments: what the run began with and cannot change, also where it is resumed, by name.
+        command: how the run was called, for its model card.
     """
 
     checkpoint: str | None
     timer: StepTimer
     callbacks: list[TrainerCallback]
     arguments: dict[str, Any] = field(default_factory=dict)
+    command: str = ""
     _release: Callable[[], object] = lambda: None
 
     def train_and_evaluate(
@@ -180,6 +183,7 @@ class Session:
             has_curve = save_loss_curve(trainer.state.log_history, output / "loss_curve.png")
             if trainer.args.do_train:
                 facts.details.update(costs(self.timer))
+                facts.command = self.command
                 trainer.card = model_card(trainer, facts, has_curve=has_curve)
                 trainer.create_model_card()
         if trainer.args.push_to_hub:
@@ -252,7 +256,11 @@ def begin(
             run_arguments.keep_optimizer(begun, training, checkpoint)
             arguments |= begun
         session = Session(
-            None if checkpoint is None else str(checkpoint), timer, callbacks, arguments
+            None if checkpoint is None else str(checkpoint),
+            timer,
+            callbacks,
+            arguments,
+            shown_command(argv),
         )
         # A run that fails does not come to `finish`.
         session._release = weakref.finalize(session, opened.pop_all().close)

@@ -34,6 +34,9 @@ def test_presets_make_configurations_for_the_lengths_asked(name):
     assert config.max_position_embeddings >= 3000
     assert config.max_target_positions >= 300
     assert config.vocab_size == len(tokenizer)
+    assert config.initializer_range == pytest.approx(config.hidden_size**-0.5)
+    arguments = ModelArguments(preset=name, config_overrides="initializer_range=0.02")
+    assert new_config(arguments, tokenizer, 3000).initializer_range == 0.02
 
 
 class EightThousandTokens:

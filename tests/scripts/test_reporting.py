@@ -72,6 +72,12 @@ def test_results_are_in_the_model_index_as_they_were_measured(tmp_path: Path) ->
     assert "| ROUGE-L | 25.000 | 20.000 |  |" in card.text
 
 
+def test_the_card_holds_the_command_where_there_is_one(tmp_path: Path) -> None:
+    assert "```bash" not in card_of(tmp_path).text
+    text = card_of(tmp_path, command="python scripts/run_ner.py --do_train").text
+    assert "\n```bash\npython scripts/run_ner.py --do_train\n```\n" in text
+
+
 def test_the_metadata_survives_what_the_hub_does_with_it(tmp_path: Path) -> None:
     _, head, _ = card_of(tmp_path).content.split("---\n", 2)
     fields = yaml.safe_load(head)

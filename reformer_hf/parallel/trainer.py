@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import Trainer
 
@@ -83,6 +83,25 @@ class SequenceParallelMixin:
                 "predictions, start again without `sequence_parallel_size`"
             )
         return super().prediction_step(model, inputs, prediction_loss_only, *args, **kw)  # type: ignore[misc]
+
+    def evaluation_loop(self, *args: Any, **kw: Any) -> Any:
+        """transformers' loop, in which every sequence counts once."""
+        if self.sequence_parallel_size > 1:
+            self.gather_function = self._gather_once
+        return super().evaluation_loop(*args, **kw)  # type: ignore[misc]
+
+    def _gather_once(self, losses: Tensor) -> Tensor:
+        """The losses of a batch from one process of each group, without what filled the last one.
+
+        accelerate would take one from every process, and cut the last batch to its own size: its
+        sequences would count less than the others.
+        """
+        accelerator = self.accelerator  # type: ignore[attr-defined]
+        gathered: Tensor = accelerator.gather(losses)
+        found = gathered.view(accelerator.num_processes, -1)[:: self.sequence_parallel_size]
+        state = accelerator.gradient_state
+        cut = state.end_of_dataloader and state.remainder > 0
+        return found.flatten()[: state.remainder] if cut else found.flatten()
 
 
 class SequenceParallelTrainer(SequenceParallelMixin, Trainer):

@@ -23,7 +23,9 @@ def shown_command(argv: Sequence[str] | None) -> str:
     for word in words:
         name, equals, value = word.partition("=")
         if name.startswith("--"):
-            secret = name.removeprefix("--").replace("-", "_") in _SECRETS
+            given = name.removeprefix("--").replace("-", "_")
+            # The parser takes beginnings of names too, where they are those of one option alone.
+            secret = bool(given) and any(known.startswith(given) for known in _SECRETS)
             if secret and not equals:
                 next(words, None)
             elif not secret:

@@ -26,7 +26,7 @@ def test_a_command_shows_no_secret_and_no_folder_of_the_machine(called, tmp_path
     (tmp_path / "data" / "train.jsonl").touch()
     monkeypatch.chdir(tmp_path)
     shown = called(
-        *("--token", "hf_secret", "--hub-token=hf_secret", "--do_train"),
+        *("--token", "hf_secret", "--hub-token=hf_secret", "--hub_tok", "hf_secret", "--do_train"),
         *("--model_name_or_path", "someone/model", f"--output_dir={tmp_path}/private/run"),
         *("--train_file", "data/train.jsonl", "--test_file", "../private/test.jsonl"),
         *("--config_overrides", '{"a": [1]}', "--learning_rate", "1e-3"),

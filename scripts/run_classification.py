@@ -6,6 +6,8 @@
         --do_train --do_eval --do_predict --output_dir classifier
 
 Files are json, jsonl or csv, also gzipped; `--dataset_name` takes a data set of the Hub instead.
+`--split_train_texts` trains on pieces of max_seq_length instead of on beginnings, and
+`--val_max_seq_length` reads longer texts in evaluation than in training.
 Without a model it trains a Reformer of a preset size, without a tokenizer it trains one. Accuracy
 and macro-F1 are shown next to the answer that is always the most frequent class. `--help` lists
 all arguments; a JSON file that holds them works too.
@@ -80,16 +82,16 @@ def classify(argv: Sequence[str] | None = None) -> dict[str, float]:
         data=data.description or "",
         dataset_name=data.dataset_name,
         sizes={name: len(texts) for name, texts in examples.items()},
-        lengths=f"It reads up to {data.max_seq_length:,} tokens.",
+        lengths=f"It reads up to {data.longest_input:,} tokens.",
         evaluated_split=split,
         baselines="Majority class: always the class that is most frequent in training.",
         rows=rows,
         base_model=model_args.model_name_or_path,
         limits=[
-            f"Of a text longer than {data.max_seq_length:,} tokens the rest is not read.",
+            f"Of a text longer than {data.longest_input:,} tokens the rest is not read.",
             f"It knows these classes only: {', '.join(label2id)}.",
         ],
-        usage=_USAGE.format(length=data.max_seq_length),
+        usage=_USAGE.format(length=data.longest_input),
     )
     session.finish(trainer, facts)
     return metrics

@@ -344,6 +344,13 @@ class ClassificationArguments(DataTrainingArguments):
     validation_split_name: str | None = option("Hub split to validate on. Unset: 'validation'.")
     test_split_name: str | None = option("Hub split to test on. Unset: 'test'.")
     max_seq_length: int = option("Longest text in tokens; longer ones are cut.", 4096)
+    val_max_seq_length: int | None = option(
+        "Longest evaluated text in tokens, such as more than is trained on. Unset: max_seq_length."
+    )
+    split_train_texts: bool = option(
+        "Train on the whole of longer texts, cut into pieces that have the text's class each.",
+        False,
+    )
     pad_to_max_length: bool = option(
         "Pad every text to max_seq_length instead of to the longest in its batch.", False
     )
@@ -356,10 +363,16 @@ class ClassificationArguments(DataTrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive("max_seq_length", self.max_seq_length)
+        require_positive("val_max_seq_length", self.val_max_seq_length)
         splits = ("train_split_name", "validation_split_name", "test_split_name")
         require_text(self, "text_column_names", "label_column_name", "metric_name", *splits)
         if self.shuffle_seed < 0:
             raise ValueError(f"shuffle_seed: expected 0 or more, got {self.shuffle_seed}")
+
+    @property
+    def longest_input(self) -> int:
+        """Longest evaluated text in tokens: what the model is to read from now on."""
+        return self.val_max_seq_length or self.max_seq_length
 
 
 @dataclass

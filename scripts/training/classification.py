@@ -1,5 +1,6 @@
 """What is particular to classification: texts with one class each, and the classifier."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from training.data import (
     required_split,
     tokenize,
 )
-from training.models import Task, load_tokenizer, new_config
+from training.models import Task, load_tokenizer, new_config, require_offsets
 from training.reporting import Sample
 
 CLASSIFICATION = Task(
@@ -132,8 +133,9 @@ def build_classifier(
         texts, classes = examples["train"]["text"], class_names(examples["train"])
     config = CLASSIFICATION.given_config(arguments, checkpoint, classes)
     tokenizer = load_tokenizer(arguments, checkpoint, texts)
-    config = config or new_config(arguments, tokenizer, data.max_seq_length, classes=classes)
-    model = CLASSIFICATION.load_model(arguments, config, tokenizer, data.max_seq_length)
+    longest = max(data.max_seq_length, data.longest_input)
+    config = config or new_config(arguments, tokenizer, longest, classes=classes)
+    model = CLASSIFICATION.load_model(arguments, config, tokenizer, longest)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return tokenizer, model
@@ -148,30 +150,42 @@ def encode_examples(
 ) -> dict[str, Dataset]:
     """Texts as the inputs and the numbers of their classes as the labels of a classifier.
 
-    Raises:
-        ValueError: there is a class that `label2id` does not have.
-    """
+    Texts longer than `data.max_seq_length` in training and `data.longest_input` in evaluation lose
+    their ends; with `data.split_train_texts` those in training become several examples instead.
 
-    def encode(rows: dict[str, list[Any]]) -> dict[str, Any]:
+    Raises:
+        ValueError: there is a class that `label2id` does not have, or the tokenizer cannot cut
+            texts into pieces.
+    """
+    if data.split_train_texts and "train" in examples:
+        require_offsets(tokenizer)
+
+    def encode(rows: dict[str, list[Any]], split: str) -> dict[str, Any]:
         unknown = set(rows["label"]) - set(label2id)
         if unknown:
             raise ValueError(
                 f"label_column_name: expected one of the model's classes {sorted(label2id)}, got"
                 f" {sorted(unknown)}"
             )
+        in_pieces = split == "train" and data.split_train_texts
+        length = data.max_seq_length if split == "train" else data.longest_input
         encoded = tokenizer(
-            beginnings(tokenizer, rows["text"], data.max_seq_length),
-            max_length=data.max_seq_length,
+            rows["text"] if in_pieces else beginnings(tokenizer, rows["text"], length),
+            max_length=length,
             padding="max_length" if data.pad_to_max_length else False,
             truncation=True,
+            return_overflowing_tokens=in_pieces,
         )
-        return {
-            "input_ids": encoded["input_ids"],
-            "attention_mask": encoded["attention_mask"],
-            "labels": [label2id[label] for label in rows["label"]],
-        }
+        labels = [label2id[label] for label in rows["label"]]
+        if in_pieces:
+            labels = [labels[own] for own in encoded["overflow_to_sample_mapping"]]
+        names = ("input_ids", "attention_mask")
+        return {name: encoded[name] for name in names} | {"labels": labels}
 
-    return {split: tokenize(rows, encode, data, training) for split, rows in examples.items()}
+    return {
+        split: tokenize(rows, partial(encode, split=split), data, training)
+        for split, rows in examples.items()
+    }
 
 
 @torch.no_grad()
@@ -186,8 +200,8 @@ def classified_samples(
     found = []
     for number, row in enumerate(first_rows(examples, 3)):
         inputs = tokenizer(
-            beginnings(tokenizer, [row["text"]], data.max_seq_length),
-            max_length=data.max_seq_length,
+            beginnings(tokenizer, [row["text"]], data.longest_input),
+            max_length=data.longest_input,
             truncation=True,
             return_tensors="pt",
         ).to(model.device)

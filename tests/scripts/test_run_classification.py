@@ -4,12 +4,17 @@ import json
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
-from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertModel,
+    TrainingArguments,
+)
 
 import run_classification
 from reformer_hf import ReformerForSequenceClassification, byte_tokenizer
 from training.arguments import ClassificationArguments
-from training.classification import _texts_and_labels, class_names
+from training.classification import _texts_and_labels, class_names, encode_examples
 
 COLUMNS = ["--text_column_names", "document", "--max_seq_length", "48", "--vocab_size", "300"]
 
@@ -73,12 +78,38 @@ def test_hub_class_labels_become_names():
     assert list(_texts_and_labels(table, ClassificationArguments())["label"]) == ["yes", "no"]
 
 
+def test_long_training_texts_become_pieces_that_lose_nothing():
+    tokenizer = byte_tokenizer()
+    texts = {"text": ["a" * 40 + "b" * 25, "short"], "label": ["x", "y"]}
+    examples = {split: Dataset.from_dict(texts) for split in ("train", "test")}
+    data = ClassificationArguments(max_seq_length=32, val_max_seq_length=64, split_train_texts=True)
+    training = TrainingArguments(use_cpu=True)
+    encoded = encode_examples(examples, tokenizer, {"x": 0, "y": 1}, data, training)
+    pieces = encoded["train"]
+    assert list(pieces["labels"]) == [0, 0, 0, 1]
+    assert all(len(ids) <= 32 for ids in pieces["input_ids"])
+    read = tokenizer.batch_decode(list(pieces["input_ids"]), skip_special_tokens=True)
+    assert ["".join(read[:3]), read[3]] == texts["text"]
+    assert [len(ids) for ids in encoded["test"]["input_ids"]] == [64, 6]
+    assert list(encoded["test"]["labels"]) == [0, 1]
+
+
+def test_a_classifier_reads_longer_texts_than_it_was_trained_on(data_files, small_run, tmp_path):
+    longer = ["--val_max_seq_length", "96", "--split_train_texts"]
+    run_classification.classify([*data_files, *small_run, *COLUMNS, *longer])
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "reads up to 96 tokens" in card
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run")
+    assert model.config.max_position_embeddings >= 96
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (["--label_column_name", "class"], "label_column_name: expected one of ['document'"),
         (["--text_column_names", "body"], "text_column_names: expected one of ['document'"),
         (["--max_seq_length", "0"], "max_seq_length: expected a positive integer"),
+        (["--val_max_seq_length", "0"], "val_max_seq_length: expected a positive integer"),
     ],
 )
 def test_runs_that_cannot_work_are_refused(data_files, small_run, capsys, arguments, expected):

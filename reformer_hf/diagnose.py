@@ -2,7 +2,9 @@
 
 ``python -m reformer_hf.diagnose --model DIR --file TEXT --length 4096``: for each layer, the share
 of full attention's mass on sinks and local window, and with the keys that the rounds find; the loss
-of a language model next to full attention's; and which layers need no rounds.
+of a language model next to full attention's; and which layers need no rounds. With ``--by_loss``
+the layers of a causal language model are chosen by what its loss says of them, which takes a
+forward pass for each: the mass that a layer spreads over distant keys may be of no use to it.
 """
 
 from __future__ import annotations
@@ -18,7 +20,13 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 
 import reformer_hf
 from reformer_hf.configuration_attention import ReformerAttentionSettings
-from reformer_hf.pretrained.diagnosis import describe, diagnose, propose_local_layers
+from reformer_hf.pretrained.diagnosis import (
+    describe,
+    diagnose,
+    propose_local_layers,
+    propose_local_layers_by_value,
+    value_of_distance,
+)
 from reformer_hf.pretrained.language_model_loss import token_losses
 
 _NUMBERS = ("local_window", "sink_tokens", "num_hashes", "bucket_window", "num_buckets")
@@ -33,6 +41,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--file", required=True, type=Path, help="a text of the kind that the model will read")
     add("--length", type=int, default=4096, help="tokens of it to read (default 4096)")
     add("--threshold", type=float, default=0.02, help="share of a head's mass worth a round (0.02)")
+    add("--by_loss", action="store_true", help="choose layers by the loss without distant keys")
+    add("--share", type=float, default=0.9, help="of the layers' worth to keep by loss (0.9)")
     for name in _NUMBERS:
         add(f"--{name}", type=int, help="as in `reformer_attention`")
     return parser
@@ -62,8 +72,11 @@ def _report(arguments: argparse.Namespace) -> str:
     if ids.shape[1] < arguments.length:
         raise ValueError(f"--file: expected at least {arguments.length} tokens, got {ids.shape[1]}")
 
+    if arguments.by_loss and not causal:
+        raise ValueError(f"--by_loss: expected a causal language model, got {config.architectures}")
     found = diagnose(model, ids, **changes)
-    parts = [describe(found)]
+    values = value_of_distance(model, ids, **changes) if arguments.by_loss else None
+    parts = [describe(found, values)]
     if causal:
         losses = []
         reformer_hf.configure_attention(model, **changes)
@@ -74,13 +87,15 @@ def _report(arguments: argparse.Namespace) -> str:
             f"loss: full attention {losses[0]:.3f}, reformer {losses[1]:.3f} "
             f"({losses[1] - losses[0]:+.3f} nats a token)"
         )
-    local = propose_local_layers(found, arguments.threshold)
-    values = {n: v for n, v in settings.to_dict().items() if n in changes}
-    call = ", ".join(f"{n}={v}" for n, v in {**values, "local_layers": local}.items())
-    parts.append(
-        f"Layers in which no head finds {arguments.threshold:.0%} of its mass by rounds need "
-        f"none:\nreformer_hf.configure_attention(model, {call})"
-    )
+    if values is None:
+        local = propose_local_layers(found, arguments.threshold)
+        reason = f"Layers in which no head finds {arguments.threshold:.0%} of its mass by rounds"
+    else:
+        local = propose_local_layers_by_value(values, arguments.share)
+        reason = f"Layers beside those that have {arguments.share:.0%} of the worth of distance"
+    given = {n: v for n, v in settings.to_dict().items() if n in changes}
+    call = ", ".join(f"{n}={v}" for n, v in {**given, "local_layers": local}.items())
+    parts.append(f"{reason} need none:\nreformer_hf.configure_attention(model, {call})")
     return "\n\n".join(parts)
 
 

@@ -23,6 +23,7 @@ import reformer_hf
 from training.alignment import AligningTrainer, held_out_loss, token_blocks
 from training.arguments import exit_code, option, parse_arguments, require_positive
 from training.data_files import check_readable
+from training.models import parse_overrides
 from training.training_arguments import ScriptTrainingArguments
 
 # The highest rate that did no harm to a model that knows something already.
@@ -39,10 +40,9 @@ class AlignmentArguments:
     length: int = option("Tokens of a block.", 4096)
     match_steps: int = option("Steps of the first stage, out of --max_steps.", 10)
     validation_blocks: int = option("Blocks of held-out text.", 4)
-    local_window: int | None = option("As in `reformer_attention`.")
-    sink_tokens: int | None = option("As in `reformer_attention`.")
-    num_hashes: int | None = option("As in `reformer_attention`.")
-    bucket_window: int | None = option("As in `reformer_attention`.")
+    attention_settings: str | None = option(
+        "Changes to `reformer_attention`, as a JSON object or as key=value,key=value."
+    )
 
     def __post_init__(self) -> None:
         for name in ("model", "train_file", "validation_file"):
@@ -52,12 +52,6 @@ class AlignmentArguments:
             require_positive(name, getattr(self, name))
         if self.match_steps < 0:
             raise ValueError(f"match_steps: expected 0 or more, got {self.match_steps}")
-
-    def settings(self) -> dict[str, int]:
-        """Those of the attention's settings that are given."""
-        names = ("local_window", "sink_tokens", "num_hashes", "bucket_window")
-        given = {name: getattr(self, name) for name in names}
-        return {name: value for name, value in given.items() if value is not None}
 
 
 class _Progress(TrainerCallback):
@@ -91,7 +85,8 @@ def align(argv: Sequence[str] | None = None) -> dict[str, float]:
 
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     model = AutoModelForCausalLM.from_pretrained(arguments.model, attn_implementation="reformer")
-    settings = reformer_hf.configure_attention(model, **arguments.settings())
+    changes = parse_overrides(arguments.attention_settings, "attention_settings")
+    settings = reformer_hf.configure_attention(model, **changes)
     if arguments.length <= settings.longest_dense:
         raise ValueError(
             f"length: expected more than {settings.longest_dense} tokens, up to which attention is "

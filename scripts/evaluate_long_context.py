@@ -44,6 +44,7 @@ from training.long_context import (
     make_passkeys,
     rare_repeats,
 )
+from training.models import parse_overrides
 from training.precision import SLOW_BF16, multiplies_bf16
 
 Row = dict[str, Any]
@@ -165,6 +166,7 @@ def evaluate(argv: Sequence[str] | None = None) -> list[Row]:
     add("--file", required=True, help="text that the model has not seen (txt, also gzipped)")
     add("--lengths", type=int, nargs="+", default=[4096], help="tokens")
     add("--rounds", type=int, nargs="+", default=[4, 8, 16], help="numbers of hash rounds")
+    add("--attention_settings", help="changes to `reformer_attention`, JSON or key=value,key=value")
     add("--samples", type=int, default=4, help="blocks, or hidden keys, of every length")
     add("--bf16", action="store_true", help="autocast")
     add("--note", default="", help="said in the results, such as how the model was trained")
@@ -175,6 +177,10 @@ def evaluate(argv: Sequence[str] | None = None) -> list[Row]:
     models = {Path(name).name: _load(name, max(arguments.lengths)) for name in arguments.model}
     if len(models) < len(arguments.model):
         raise ValueError(f"model: expected different names, got {arguments.model}")
+    changes = parse_overrides(arguments.attention_settings, "attention_settings")
+    if changes:
+        for model, _ in models.values():
+            reformer_hf.configure_attention(model, **changes)
     document = {
         "model": ", ".join(models),
         "note": arguments.note,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -83,3 +84,25 @@ def configure_attention(model: PreTrainedModel, **changes: Any) -> ReformerAtten
     for part in _configs(config):
         setattr(part, CONFIG_FIELD, settings.to_dict())
     return settings
+
+
+@contextmanager
+def attending(model: PreTrainedModel, implementation: str, **changes: Any) -> Iterator[None]:
+    """A model in another attention, or in sparse attention of other settings, for a while.
+
+    Args:
+        model: as :func:`configure_attention` takes it.
+        implementation: of the attention, a name of ``AttentionInterface``.
+        **changes: as :func:`configure_attention` takes them.
+
+    Raises:
+        ValueError: as :func:`configure_attention` says.
+    """
+    settings, before = configure_attention(model), model.config._attn_implementation
+    configure_attention(model, **changes)
+    model.set_attn_implementation(implementation)
+    try:
+        yield
+    finally:
+        configure_attention(model, **settings.to_dict())
+        model.set_attn_implementation(before)

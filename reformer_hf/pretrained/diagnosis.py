@@ -7,11 +7,14 @@ its full attention lies on keys that the settings make visible:
 
 with the logsumexps of the same scores over the visible keys and over all. No square tensor is
 formed; the full ``lse`` is computed for a slice of the queries at a time.
+
+Mass on distant keys need not matter: a layer may spread it over the whole text to no effect. What
+it is worth to a causal language model is said by its loss when one layer at a time goes without.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +29,8 @@ from reformer_hf.configuration_attention import ReformerAttentionSettings
 from reformer_hf.ops.hybrid_attention import HybridWindow, hybrid_attention
 from reformer_hf.pretrained.attention_interface import is_cross_attention, window_of_layer
 from reformer_hf.pretrained.attention_mask import MaskKind
+from reformer_hf.pretrained.configuring import attending
+from reformer_hf.pretrained.language_model_loss import token_losses
 
 _NAME = "reformer_diagnosis"
 _BLOCK_SCORES = 1 << 24
@@ -149,6 +154,14 @@ def _attending_by(model: PreTrainedModel, function: _Measuring) -> Iterator[None
         model.set_attn_implementation(before)
 
 
+def _check_length(input_ids: Tensor, settings: ReformerAttentionSettings) -> None:
+    if input_ids.dim() != 2 or input_ids.shape[1] <= settings.local_window:
+        raise ValueError(
+            f"`input_ids` must be [batch, more than local_window={settings.local_window} tokens], "
+            f"got {tuple(input_ids.shape)}"
+        )
+
+
 @torch.no_grad()
 def diagnose(model: PreTrainedModel, input_ids: Tensor, **changes: Any) -> list[LayerDiagnosis]:
     """What the settings of a model's sparse attention would show it of a text.
@@ -166,11 +179,7 @@ def diagnose(model: PreTrainedModel, input_ids: Tensor, **changes: Any) -> list[
             that could be measured.
     """
     settings = replace(ReformerAttentionSettings.of(model.config), **changes)
-    if input_ids.dim() != 2 or input_ids.shape[1] <= settings.local_window:
-        raise ValueError(
-            f"`input_ids` must be [batch, more than local_window={settings.local_window} tokens], "
-            f"got {tuple(input_ids.shape)}"
-        )
+    _check_length(input_ids, settings)
     measuring, training = _Measuring(settings), model.training
     model.eval()
     try:
@@ -185,17 +194,84 @@ def diagnose(model: PreTrainedModel, input_ids: Tensor, **changes: Any) -> list[
     return measuring.found
 
 
+@torch.no_grad()
+def value_of_distance(
+    model: PreTrainedModel, input_ids: Tensor, **changes: Any
+) -> dict[int, float]:
+    """What keys beyond the local window are worth in each layer of a causal language model.
+
+    The value of layer ``l`` is ``L_l - L``, in nats a token: the mean negative log-likelihood when
+    that layer sees sinks and local window only and every other layer all tokens before, less that
+    of full attention. It takes one forward pass for each layer, and one more. Values of layers that
+    can stand in for each other are below what they are worth together.
+
+    Args:
+        model: a causal language model with a linear head that ``attn_implementation="reformer"``
+            serves.
+        input_ids: ``[B, N]`` int64, without padding, longer than the local window.
+        **changes: settings to try instead of those of the model, which keeps its own; rounds, and
+            layers named in them, do not matter here.
+
+    Returns:
+        The value by layer.
+
+    Raises:
+        ValueError: settings out of range, a text that the local window holds, or another kind of
+            model.
+    """
+    settings = replace(ReformerAttentionSettings.of(model.config), **changes)
+    _check_length(input_ids, settings)
+    layers = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
+    if not isinstance(layers, int):
+        raise ValueError(
+            f"`model` ({type(model).__name__}) must say `num_hidden_layers`, got {layers}"
+        )
+    changes |= {"num_hashes": 0, "local_layers": (), "dense_below": settings.local_window}
+    training = model.training
+    model.eval()
+    losses = []
+    try:
+        for without in range(-1, layers):
+            changes["full_layers"] = [layer for layer in range(layers) if layer != without]
+            with attending(model, "reformer", **changes):
+                losses.append(float(token_losses(model, input_ids).double().mean()))
+    finally:
+        model.train(training)
+    return {layer: losses[layer + 1] - losses[0] for layer in range(layers)}
+
+
+def propose_local_layers_by_value(values: Mapping[int, float], share: float) -> list[int]:
+    """Layers that can do without rounds: the others have ``share`` of the layers' summed value.
+
+    Layers of the highest value keep their rounds; those that gain nothing count as nothing.
+
+    Raises:
+        ValueError: ``share`` is not between 0 and 1.
+    """
+    if not 0.0 < share <= 1.0:
+        raise ValueError(f"`share` must be above 0 and at most 1, got {share}")
+    missing = share * sum(max(value, 0.0) for value in values.values())
+    local = []
+    for layer in sorted(values, key=lambda layer: -values[layer]):
+        if missing <= 0.0 or values[layer] <= 0.0:
+            local.append(layer)
+        missing -= max(values[layer], 0.0)
+    return sorted(local)
+
+
 def propose_local_layers(found: Sequence[LayerDiagnosis], threshold: float) -> list[int]:
     """Layers that can do without rounds: no head of theirs gains ``threshold`` of its mass."""
     return [x.layer for x in found if x.best_head < threshold]
 
 
-def describe(found: Sequence[LayerDiagnosis]) -> str:
-    """The diagnosis as a table."""
-    lines = ["layer  sinks+local  with rounds  best head gains  keys local  keys all"]
+def describe(found: Sequence[LayerDiagnosis], values: Mapping[int, float] | None = None) -> str:
+    """The diagnosis as a table, with the value of distance in each layer if it is given."""
+    head = "layer  sinks+local  with rounds  best head gains  keys local  keys all"
+    lines = [head if values is None else f"{head}  distance worth"]
     for x in found:
+        worth = "" if values is None else f"  {values[x.layer]:>9.4f} nats"
         lines.append(
             f"{x.layer:>5}  {x.local:>11.1%}  {x.hybrid:>11.1%}  {x.best_head:>15.1%}  "
-            f"{x.local_keys:>10.0f}  {x.hybrid_keys:>8.0f}"
+            f"{x.local_keys:>10.0f}  {x.hybrid_keys:>8.0f}{worth}"
         )
     return "\n".join(lines)

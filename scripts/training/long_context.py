@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 import reformer_hf
+from reformer_hf.pretrained.configuring import attending as attending_in
 from reformer_hf.pretrained.diagnosis import diagnose
 
 
@@ -73,14 +74,8 @@ def attending(model: Any, contender: Contender) -> Iterator[None]:
     if contender.implementation is None:
         yield
         return
-    settings, before = reformer_hf.configure_attention(model), model.config._attn_implementation
-    reformer_hf.configure_attention(model, **contender.changes)
-    model.set_attn_implementation(contender.implementation)
-    try:
+    with attending_in(model, contender.implementation, **contender.changes):
         yield
-    finally:
-        reformer_hf.configure_attention(model, **settings.to_dict())
-        model.set_attn_implementation(before)
 
 
 _WORD = regex.compile(r"\p{L}{4,}")

@@ -8,7 +8,13 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, PreTrain
 
 from reformer_hf import configure_attention
 from reformer_hf import diagnose as command_line
-from reformer_hf.pretrained.diagnosis import describe, diagnose, propose_local_layers
+from reformer_hf.pretrained.diagnosis import (
+    describe,
+    diagnose,
+    propose_local_layers,
+    propose_local_layers_by_value,
+    value_of_distance,
+)
 from reformer_hf.pretrained.language_model_loss import causal_lm_loss, token_losses
 from tests.pretrained.conftest import WINDOW, token_ids
 
@@ -51,9 +57,46 @@ def test_layers_that_gain_little_are_proposed_as_local(llama: LlamaForCausalLM) 
     assert propose_local_layers(found, 1.0) == [0, 1]
 
 
+def test_distance_is_worth_what_the_loss_grows_by_without_it(llama: LlamaForCausalLM) -> None:
+    configure_attention(llama, local_window=WINDOW, num_hashes=3, local_layers=[1])
+    kept = dict(llama.config.reformer_attention)
+    ids = token_ids(LENGTH)
+    values = value_of_distance(llama, ids)
+    assert llama.config.reformer_attention == kept
+    assert llama.config._attn_implementation == "sdpa"
+    full = float(token_losses(llama, ids).double().mean())
+    assert list(values) == [0, 1]
+    for layer, value in values.items():
+        layers = {"local_layers": [layer], "full_layers": [1 - layer]}
+        configure_attention(llama, **layers)
+        llama.set_attn_implementation("reformer")
+        assert full + value == pytest.approx(float(token_losses(llama, ids).double().mean()))
+        llama.set_attn_implementation("sdpa")
+        assert abs(value) > 1e-7
+
+
+def test_a_layer_that_attends_to_nothing_far_is_worth_nothing(llama: LlamaForCausalLM) -> None:
+    with torch.no_grad():  # What a layer reads then has no say in what it writes.
+        llama.model.layers[1].self_attn.o_proj.weight.zero_()
+    values = value_of_distance(llama, token_ids(LENGTH), local_window=WINDOW)
+    assert values[1] == 0.0 != values[0]
+
+
+def test_layers_without_value_are_proposed_as_local() -> None:
+    values = {0: 0.5, 1: -0.2, 2: 0.3, 3: 0.2, 4: 0.0}
+    assert propose_local_layers_by_value(values, 0.5) == [1, 2, 3, 4]
+    assert propose_local_layers_by_value(values, 0.51) == [1, 3, 4]
+    assert propose_local_layers_by_value(values, 1.0) == [1, 4]
+    for share in (0.0, 1.1):
+        with pytest.raises(ValueError, match="`share` must be above 0"):
+            propose_local_layers_by_value(values, share)
+
+
 def test_a_text_that_the_window_holds_is_refused(llama: LlamaForCausalLM) -> None:
     with pytest.raises(ValueError, match=r"more than local_window=256 tokens\], got \(2, 200\)"):
         diagnose(llama, token_ids(LENGTH))
+    with pytest.raises(ValueError, match=r"more than local_window=256 tokens\], got \(2, 200\)"):
+        value_of_distance(llama, token_ids(LENGTH))
 
 
 def test_the_command_line_reports_and_proposes(
@@ -72,6 +115,11 @@ def test_the_command_line_reports_and_proposes(
     printed = capsys.readouterr().out
     assert "loss: full attention" in printed
     assert "configure_attention(model, local_window=32, local_layers=[" in printed
+    command_line.main([*asked, "--length", "150", "--by_loss", "--share", "1"])
+    printed = capsys.readouterr().out
+    assert "distance worth" in printed
+    assert printed.count(" nats\n") == 2
+    assert "100% of the worth of distance need none" in printed
     with pytest.raises(SystemExit):
         command_line.main([*asked, "--length", "9999"])
     assert "expected at least 9999 tokens" in capsys.readouterr().err

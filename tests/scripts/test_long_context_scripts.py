@@ -88,7 +88,14 @@ def test_alignment_lowers_the_loss_and_saves_an_ordinary_checkpoint(
     asked = [
         *("--model", str(folder / "model"), "--train_file", text, "--validation_file", text),
         *("--length", str(LENGTH), "--match_steps", "2", "--max_steps", "8"),
-        *("--validation_blocks", "1", "--num_hashes", "2", "--learning_rate", "1e-2"),
+        *(
+            "--validation_blocks",
+            "1",
+            "--attention_settings",
+            "num_hashes=2",
+            "--learning_rate",
+            "1e-2",
+        ),
         *("--per_device_train_batch_size", "1", "--report_to", "none", "--use_cpu", "True"),
         *("--output_dir", str(folder / "aligned")),
     ]
@@ -110,7 +117,7 @@ def test_alignment_lowers_the_loss_and_saves_an_ordinary_checkpoint(
         ([], "max_steps: expected the steps"),
         (["--max_steps", "3", "--length", "20"], "length: expected more than 32 tokens"),
         (["--max_steps", "3", "--match_steps", "-1"], "match_steps: expected 0 or more"),
-        (["--max_steps", "3", "--num_hashes", "-1"], "num_hashes"),
+        (["--max_steps", "3", "--attention_settings", "num_hashes=-1"], "num_hashes"),
     ],
     ids=["no steps", "short", "negative", "settings"],
 )

@@ -17,6 +17,16 @@ case " $* " in
 *)
     REFORMER_PYTHON="$root/.venv/bin/python" bash "$root/scripts/fetch_test_models.sh" smollm2
     set -- --model_name_or_path "$root/test_models/smollm2" "$@"
+    case " $* " in
+    *" --attn_implementation"*) ;;
+    *)
+        # Layers to which distant keys are worth most (`python -m reformer_hf.diagnose --by_loss`)
+        # look for them, in 16 rounds; the others see sinks and local window.
+        local_layers="0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,19,21,22,25,26,27,28,29"
+        set -- --attention_settings \
+            "{\"local_window\": 512, \"num_hashes\": 16, \"local_layers\": [$local_layers]}" "$@"
+        ;;
+    esac
     ;;
 esac
 
@@ -41,6 +51,7 @@ exec "$root/.venv/bin/python" "$root/scripts/run_summarization.py" \
     --time_full_attention \
     $precision \
     --max_source_length 2048 \
+    --val_max_source_length 4096 \
     --max_target_length 48 \
     --max_predict_samples 16 \
     --per_device_train_batch_size 1 \

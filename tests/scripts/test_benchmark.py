@@ -339,10 +339,12 @@ def test_peers_say_which_lengths_they_take():
     assert pytorch.unavailable(Case(length=192)) == "takes multiples of 128 tokens only"
 
 
-@pytest.mark.parametrize("suite", ["hybrid", "pretrained"])
-@pytest.mark.parametrize("name", ["reformer_hf", "sdpa"])
+@pytest.mark.parametrize(
+    ("suite", "name"),
+    [(suite, name) for suite in ("hybrid", "pretrained") for name in REGISTRY[suite]],
+)
 def test_attention_for_pretrained_models_passes_its_checks(suite, name):
-    case = Case(length=256, depth=1, hidden_size=48, num_heads=3, head_size=16, vocab_size=64)
+    case = Case(length=256, depth=2, hidden_size=48, num_heads=3, head_size=16, vocab_size=64)
     contender = find_contender(suite, name)
     findings = contender.check(case)
     assert findings

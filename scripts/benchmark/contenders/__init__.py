@@ -42,6 +42,7 @@ _HYBRID = {
 }
 _PRETRAINED = {
     "reformer_hf": "pretrained_model:SparseLlama",
+    "reformer_hf_third": "pretrained_model:ChosenLayersLlama",
     "sdpa": "pretrained_model:FullLlama",
 }
 REGISTRY = {
@@ -68,7 +69,7 @@ DEFAULT_CONTENDERS = {
     "prefill": ("reformer_hf", "transformers_reformer", "gpt2"),
     "decoding": ("reformer_hf", "transformers_reformer", "gpt2"),
     "hybrid": ("reformer_hf", "sdpa"),
-    "pretrained": ("reformer_hf", "sdpa"),
+    "pretrained": ("reformer_hf", "reformer_hf_third", "sdpa"),
 }
 
 # The contender that the others are compared with.

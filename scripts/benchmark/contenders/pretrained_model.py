@@ -85,3 +85,24 @@ class SparseLlama(FullLlama):
             "is sparse", moved > 1e-6, f"logits differ from full attention by {moved:.1e}"
         )
         return [*super().properties(case), finding]
+
+
+class ChosenLayersLlama(SparseLlama):
+    """Many rounds and a wider window, as for layers chosen by `diagnose --by_loss`.
+
+    32 rounds in one of three layers, sinks and a local window of 512 tokens (of a text shorter than
+    1,024: half of it) in the others.
+    """
+
+    name = "reformer_hf_third"
+    label = "reformer_hf, 32 rounds in a third of the layers"
+
+    def make(self, case: Case) -> nn.Module:
+        """The model of transformers, with rounds in few layers."""
+        model: Any = super().make(case)
+        local = [layer for layer in range(case.depth) if layer % 3 != 1]
+        window = min(2 * LOCAL_WINDOW, case.length // 2)
+        reformer_hf.configure_attention(
+            model, local_window=window, num_hashes=32, local_layers=local
+        )
+        return model

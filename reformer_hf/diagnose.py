@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", required=True, help="directory or Hub id")
     add("--file", required=True, type=Path, help="a text of the kind that the model will read")
     add("--length", type=int, default=4096, help="tokens of it to read (default 4096)")
+    add("--samples", type=int, default=1, help="stretches of that length, all over the file (1)")
     add("--threshold", type=float, default=0.02, help="share of a head's mass worth a round (0.02)")
     add("--by_loss", action="store_true", help="choose layers by the loss without distant keys")
     add("--share", type=float, default=0.9, help="of the layers' worth to keep by loss (0.9)")
@@ -68,10 +69,17 @@ def _report(arguments: argparse.Namespace) -> str:
     model = (AutoModelForCausalLM if causal else AutoModel).from_pretrained(arguments.model).eval()
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     text = arguments.file.read_text(encoding="utf-8")
-    ids = tokenizer(text, return_tensors="pt", verbose=False).input_ids[:, : arguments.length]
-    if ids.shape[1] < arguments.length:
-        raise ValueError(f"--file: expected at least {arguments.length} tokens, got {ids.shape[1]}")
-
+    if arguments.samples < 1:
+        raise ValueError(f"--samples: expected a positive number, got {arguments.samples}")
+    tokens = tokenizer(text, return_tensors="pt", verbose=False).input_ids[0]
+    if len(tokens) < arguments.length * arguments.samples:
+        raise ValueError(
+            f"--file: expected at least {arguments.length * arguments.samples} tokens, got"
+            f" {len(tokens)}"
+        )
+    step = len(tokens) // arguments.samples
+    starts = range(0, step * arguments.samples, step)
+    ids = torch.stack([tokens[start : start + arguments.length] for start in starts])
     if arguments.by_loss and not causal:
         raise ValueError(f"--by_loss: expected a causal language model, got {config.architectures}")
     found = diagnose(model, ids, **changes)

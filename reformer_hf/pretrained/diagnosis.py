@@ -234,7 +234,9 @@ def value_of_distance(
         for without in range(-1, layers):
             changes["full_layers"] = [layer for layer in range(layers) if layer != without]
             with attending(model, "reformer", **changes):
-                losses.append(float(token_losses(model, input_ids).double().mean()))
+                # A text at a time: activations of one are enough to hold.
+                each = [token_losses(model, text.unsqueeze(0)) for text in input_ids]
+                losses.append(float(torch.cat(each).double().mean()))
     finally:
         model.train(training)
     return {layer: losses[layer + 1] - losses[0] for layer in range(layers)}

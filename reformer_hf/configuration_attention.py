@@ -123,6 +123,14 @@ class ReformerAttentionSettings:
         """The settings that a model's configuration holds, or the defaults."""
         return cls.from_dict(getattr(config, CONFIG_FIELD, None) or {})
 
+    def changed(self, **changes: Any) -> ReformerAttentionSettings:
+        """These settings with other values of some fields.
+
+        Raises:
+            ValueError: an unknown field, or a bad value.
+        """
+        return self.from_dict({f.name: getattr(self, f.name) for f in fields(self)} | changes)
+
     def check_layers(self, num_layers: int) -> None:
         """Hold the layers that are named to those that there are.
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,6 +20,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 import reformer_hf
 from reformer_hf.configuration_attention import ReformerAttentionSettings
 from reformer_hf.pretrained.diagnosis import (
+    check_share,
     describe,
     diagnose,
     propose_local_layers,
@@ -61,10 +61,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> str:
+    check_share(arguments.share)
     given = {name: getattr(arguments, name) for name in _NUMBERS}
     changes = {name: value for name, value in given.items() if value is not None}
     config = AutoConfig.from_pretrained(arguments.model)
-    settings = replace(ReformerAttentionSettings.of(config), **changes)
+    settings = ReformerAttentionSettings.of(config).changed(**changes)
     causal = any("CausalLM" in x or "LMHead" in x for x in config.architectures or ())
     model = (AutoModelForCausalLM if causal else AutoModel).from_pretrained(arguments.model).eval()
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -32,6 +31,18 @@ def _most_layers(config: PreTrainedConfig) -> int | None:
         if isinstance(count, int)
     ]
     return max(found, default=None)
+
+
+def _config_of_pretrained(model: object) -> PreTrainedConfig:
+    config = getattr(model, "config", None)
+    if not isinstance(config, PreTrainedConfig):
+        raise ValueError(f"`model` must be a model of transformers, got {type(model).__name__}")
+    if isinstance(config, ReformerConfig):
+        raise ValueError(
+            "`model` must be a pretrained transformer: a Reformer attends as `attn_layers` of its"
+            f" configuration says, got a {type(model).__name__}"
+        )
+    return config
 
 
 def configure_attention(model: PreTrainedModel, **changes: Any) -> ReformerAttentionSettings:
@@ -63,21 +74,8 @@ def configure_attention(model: PreTrainedModel, **changes: Any) -> ReformerAtten
         >>> model.config.reformer_attention["local_window"], settings.full_layers
         (128, (0,))
     """
-    config = getattr(model, "config", None)
-    if not isinstance(config, PreTrainedConfig):
-        raise ValueError(f"`model` must be a model of transformers, got {type(model).__name__}")
-    if isinstance(config, ReformerConfig):
-        raise ValueError(
-            "`model` must be a pretrained transformer: a Reformer attends as `attn_layers` of its"
-            f" configuration says, got a {type(model).__name__}"
-        )
-    known = ReformerAttentionSettings.of(config)
-    unknown = sorted(set(changes) - set(known.to_dict()))
-    if unknown:
-        raise ValueError(
-            f"`{CONFIG_FIELD}` knows the fields {list(known.to_dict())}, got {unknown}"
-        )
-    settings = replace(known, **changes)
+    config = _config_of_pretrained(model)
+    settings = ReformerAttentionSettings.of(config).changed(**changes)
     layers = _most_layers(config)
     if layers is not None:
         settings.check_layers(layers)
@@ -98,11 +96,17 @@ def attending(model: PreTrainedModel, implementation: str, **changes: Any) -> It
     Raises:
         ValueError: as :func:`configure_attention` says.
     """
-    settings, before = configure_attention(model), model.config._attn_implementation
+    config = _config_of_pretrained(model)
+    known = [(part, getattr(part, CONFIG_FIELD, None)) for part in _configs(config)]
+    before = config._attn_implementation
     configure_attention(model, **changes)
-    model.set_attn_implementation(implementation)
     try:
+        model.set_attn_implementation(implementation)
         yield
     finally:
-        configure_attention(model, **settings.to_dict())
+        for part, settings in known:
+            if settings is not None:
+                setattr(part, CONFIG_FIELD, settings)
+            else:  # a model that had no settings is saved without
+                delattr(part, CONFIG_FIELD)
         model.set_attn_implementation(before)

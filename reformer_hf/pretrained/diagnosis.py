@@ -175,10 +175,10 @@ def diagnose(model: PreTrainedModel, input_ids: Tensor, **changes: Any) -> list[
         One entry for each self-attention that is not full, in the order in which they attend.
 
     Raises:
-        ValueError: settings out of range, a text that the local window holds, or no self-attention
-            that could be measured.
+        ValueError: settings unknown or out of range, a text that the local window holds, or no
+            self-attention that could be measured.
     """
-    settings = replace(ReformerAttentionSettings.of(model.config), **changes)
+    settings = ReformerAttentionSettings.of(model.config).changed(**changes)
     _check_length(input_ids, settings)
     measuring, training = _Measuring(settings), model.training
     model.eval()
@@ -216,10 +216,10 @@ def value_of_distance(
         The value by layer.
 
     Raises:
-        ValueError: settings out of range, a text that the local window holds, or another kind of
-            model.
+        ValueError: settings unknown or out of range, a text that the local window holds, or
+            another kind of model.
     """
-    settings = replace(ReformerAttentionSettings.of(model.config), **changes)
+    settings = ReformerAttentionSettings.of(model.config).changed(**changes)
     _check_length(input_ids, settings)
     layers = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
     if not isinstance(layers, int):
@@ -242,16 +242,25 @@ def value_of_distance(
     return {layer: losses[layer + 1] - losses[0] for layer in range(layers)}
 
 
+def check_share(share: float) -> None:
+    """Hold the part of the layers' value that is to be kept to its range.
+
+    Raises:
+        ValueError: ``share`` is not above 0 and at most 1.
+    """
+    if not 0.0 < share <= 1.0:
+        raise ValueError(f"`share` must be above 0 and at most 1, got {share}")
+
+
 def propose_local_layers_by_value(values: Mapping[int, float], share: float) -> list[int]:
     """Layers that can do without rounds: the others have ``share`` of the layers' summed value.
 
     Layers of the highest value keep their rounds; those that gain nothing count as nothing.
 
     Raises:
-        ValueError: ``share`` is not between 0 and 1.
+        ValueError: ``share`` is not above 0 and at most 1.
     """
-    if not 0.0 < share <= 1.0:
-        raise ValueError(f"`share` must be above 0 and at most 1, got {share}")
+    check_share(share)
     missing = share * sum(max(value, 0.0) for value in values.values())
     local = []
     for layer in sorted(values, key=lambda layer: -values[layer]):

@@ -91,6 +91,14 @@ def test_a_layer_that_attends_to_nothing_far_is_worth_nothing(llama: LlamaForCau
     assert values[1] == 0.0 != values[0]
 
 
+def test_a_model_without_settings_is_left_without(llama: LlamaForCausalLM) -> None:
+    before = llama.config.to_dict()
+    value_of_distance(llama, token_ids(LENGTH), local_window=WINDOW)
+    with pytest.raises(ValueError, match="knows the fields"):
+        value_of_distance(llama, token_ids(LENGTH), local_windows=WINDOW)
+    assert llama.config.to_dict() == before
+
+
 def test_layers_without_value_are_proposed_as_local() -> None:
     values = {0: 0.5, 1: -0.2, 2: 0.3, 3: 0.2, 4: 0.0}
     assert propose_local_layers_by_value(values, 0.5) == [1, 2, 3, 4]
@@ -135,6 +143,9 @@ def test_the_command_line_reports_and_proposes(
     with pytest.raises(SystemExit):
         command_line.main([*asked, "--length", "150", "--samples", "0"])
     assert "--samples: expected a positive number" in capsys.readouterr().err
+    with pytest.raises(SystemExit):  # before the model is even looked for
+        command_line.main(["--model", "none", "--file", "none", "--share", "1.1"])
+    assert "`share` must be above 0 and at most 1, got 1.1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("chunk_size", [7, 1000])

@@ -232,7 +232,10 @@ def _project_block(vectors: Tensor, projections: HashProjections) -> Tensor:
 
 @torch.no_grad()
 def apply_projections(
-    vectors: Tensor, projections: HashProjections, positions: Tensor | None = None
+    vectors: Tensor,
+    projections: HashProjections,
+    positions: Tensor | None = None,
+    centre: Tensor | None = None,
 ) -> Tensor:
     """Hash vectors with projections drawn before.
 
@@ -242,10 +245,15 @@ def apply_projections(
         vectors: ``[B, H, N, D]``, any floating dtype.
         projections: from :func:`draw_projections`.
         positions: ``[B, N]`` int64 (``random`` only; default ``0 .. N-1``).
+        centre: ``[B, H, 1, D]`` fp32, taken from all vectors before they are hashed.
 
     Returns:
         ``[B, H, R, N]`` int64 in ``[0, nb)``.
     """
+
+    def centred(part: Tensor) -> Tensor:
+        return part.float() if centre is None else part.float() - centre
+
     batch, heads, length, _ = vectors.shape
     num_hashes, device = projections.num_hashes, vectors.device
     if projections.num_buckets == 1:
@@ -260,7 +268,9 @@ def apply_projections(
 
         factors = tuple(b for b in projections.factors if b > 1)
         if triton_hash.fits(vectors, factors):
-            return triton_hash.hash_angular(vectors, projections.weights, factors)
+            return triton_hash.hash_angular(
+                vectors if centre is None else centred(vectors), projections.weights, factors
+            )
     plain: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
     if torch.is_autocast_enabled(device.type):
         plain = torch.autocast(device.type, enabled=False)
@@ -268,10 +278,10 @@ def apply_projections(
         columns = projections.weights[0, 0].numel()
         block = max(1, _BLOCK_ELEMENTS // max(1, batch * heads * columns))
         if length <= block:
-            return _project_block(vectors.float(), projections).transpose(2, 3)
+            return _project_block(centred(vectors), projections).transpose(2, 3)
         buckets = torch.empty((batch, heads, num_hashes, length), dtype=torch.int64, device=device)
         for start in range(0, length, block):
-            part = vectors[:, :, start : start + block].float()
-            hashed = _project_block(part, projections)
+            part = vectors[:, :, start : start + block]
+            hashed = _project_block(centred(part), projections)
             buckets[..., start : start + block] = hashed.transpose(2, 3)
     return buckets

@@ -208,6 +208,17 @@ def test_hashing_in_blocks_changes_nothing(family, num_buckets, monkeypatch):
         assert torch.equal(hashed(x, num_buckets, family=family), whole)
 
 
+@pytest.mark.parametrize("elements", [1, 2000, 1 << 19])
+def test_a_centre_is_taken_from_all_vectors_before(elements, monkeypatch):
+    x = vectors(101)
+    centre = torch.randn(BATCH, HEADS, 1, SIZE)
+    drawn = draw_projections(HashSettings(ROUNDS, 5), (32,), HEADS, SIZE)
+    monkeypatch.setattr(hashing, "_BLOCK_ELEMENTS", elements)
+    found = apply_projections(x, drawn, centre=centre)
+    assert torch.equal(found, apply_projections(x - centre, drawn))
+    assert not torch.equal(found, apply_projections(x, drawn))
+
+
 def test_rows_heads_and_tokens_are_hashed_one_by_one():
     x = vectors()
     whole = hashed(x)

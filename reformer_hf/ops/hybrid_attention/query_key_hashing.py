@@ -79,7 +79,7 @@ def hash_queries_and_keys(
     # One head of every group at a time, so that no queries are copied.
     by_group = query.unflatten(1, (groups, -1)).unbind(dim=2)
     query_buckets = torch.stack([apply_projections(x, drawn) for x in by_group], dim=3)
-    key_buckets = apply_projections(key.float() - centre, drawn)
+    key_buckets = apply_projections(key, drawn, centre=centre)
     if window.sink_tokens:
         key_buckets = key_buckets.clone()
         key_buckets[..., : window.sink_tokens] = level.num_buckets

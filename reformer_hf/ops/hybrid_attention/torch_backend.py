@@ -66,8 +66,8 @@ def bytes_at_work(length: int, head_size: int, group: int = 1) -> int:
         group: query heads of a key-value head, ``G``.
     """
     # Of one slice: queries, gradients and what is merged, by slot; keys, values and their
-    # gradients, in the order of the sequence and sorted.
-    lines = 4 * (6 * group + 8) * length * head_size
+    # gradients, sorted.
+    lines = 4 * (6 * group + 4) * length * head_size
     # Scores, distances of places, weights and their gradients.
     return lines + 5 * 4 * SCORE_ELEMENTS
 
@@ -106,8 +106,12 @@ class _Slice:
         group = call.group_size
         self.heads = slice(head * group, (head + 1) * group)
         self.own_query = call.query[row, self.heads]
-        self.key = call.key[row, head].to(self.wide).contiguous()
-        self.value = call.value[row, head].to(self.wide).contiguous()
+        self.key = call.key[row, head].to(self.wide)
+        self.value = call.value[row, head].to(self.wide)
+        # Where they lie in memory as they should, they are not copied.
+        self.key_list, self.value_list = (
+            HeadVectors.of(x.unsqueeze(0)) for x in (self.key, self.value)
+        )
         self.band = LocalBand(
             group,
             call.query.shape[2],
@@ -374,14 +378,21 @@ class _Slice:
         keys = self._key_tiles("codes", keys, stairs, stairs.block_of_tile[tiles])
         return self._keep(self.query_code[slots].unsqueeze(-1), keys.transpose(1, 2))
 
+    def _sorted(self, stairs: Staircase) -> tuple[Tensor, Tensor]:
+        """Keys and values by slot of the blocks of a staircase (copies)."""
+        parts = (("sorted keys", self.key_list), ("sorted values", self.value_list))
+        keys, values = (
+            self.scratch.gather(name, x.flat, x.places(stairs.key_of_slot)) for name, x in parts
+        )
+        return keys, values
+
     def _round_forward(self, turn: _Round) -> tuple[Tensor, Tensor, Tensor]:
         """As :meth:`_local_forward`, by slot of the staircase."""
         stairs, take = turn.stairs, self.scratch.take
         slots, size = stairs.query_of_slot.shape[0], self.value.shape[-1]
         mixed = take("mixed", (slots, size), self.wide)
         highest, total = (take(name, (slots,), self.wide) for name in ("highest", "total"))
-        keys = self.scratch.gather("sorted keys", self.key, stairs.key_of_slot)
-        values = self.scratch.gather("sorted values", self.value, stairs.key_of_slot)
+        keys, values = self._sorted(stairs)
         numbers = turn.numbers[stairs.query_of_slot]
         for tiles in self._tile_blocks(stairs):
             own = slice(tiles.start * TILE, tiles.stop * TILE)
@@ -403,8 +414,7 @@ class _Slice:
         """Add what one round gives to the gradients, in place."""
         stairs, scratch, size = turn.stairs, self.scratch, self.key.shape[-1]
         out_list, query_list = HeadVectors.of(grads.outs), HeadVectors.of(grads.query)
-        keys = scratch.gather("sorted keys", self.key, stairs.key_of_slot)
-        values = scratch.gather("sorted values", self.value, stairs.key_of_slot)
+        keys, values = self._sorted(stairs)
         grad_key = scratch.take("grad_key", keys.shape, self.wide).zero_()
         grad_value = scratch.take("grad_value", values.shape, self.wide).zero_()
         query_slots, numbers = (x[stairs.query_of_slot] for x in (turn.slots, turn.numbers))
@@ -437,8 +447,9 @@ class _Slice:
             self._spread_(grad_key, spread, turn, first)
         order = turn.places.key_order[turn.index]
         held = slice(stairs.lookback * stairs.block, None)
-        grads.key.index_add_(0, order, grad_key[held][: order.shape[0]])
-        grads.value.index_add_(0, order, grad_value[held][: order.shape[0]])
+        for total, sorted_ in ((grads.key, grad_key), (grads.value, grad_value)):
+            lines = HeadVectors.of(total.unsqueeze(0))
+            lines.flat.index_add_(0, lines.places(order), sorted_[held][: order.shape[0]])
 
     @staticmethod
     def _spread_(total: Tensor, tiles: Tensor, turn: _Round, first: Tensor) -> None:
@@ -468,10 +479,14 @@ class _Slice:
         return self.band.from_slots(out), self.band.from_slots(lse)
 
     def backward(
-        self, grad_out: Tensor, out: Tensor, lse: Tensor, grad_query: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Gradients of keys and values ``[N, D]``; those of queries go to ``grad_query``."""
-        band, wide = self.band, grad_query.dtype == self.wide
+        self, grad_out: Tensor, out: Tensor, lse: Tensor, results: tuple[Tensor, Tensor, Tensor]
+    ) -> None:
+        """Write the gradients of queries ``[G, M, D]``, keys and values ``[N, D]``."""
+        band = self.band
+        # Narrow results are summed in buffers.
+        sums = [
+            x if x.dtype == self.wide else x.new_empty(x.shape, dtype=self.wide) for x in results
+        ]
         # Head by head, so that no products of all outputs are formed.
         delta = [
             (g.to(self.wide) * o.to(self.wide)).sum(dim=-1)
@@ -482,19 +497,18 @@ class _Slice:
             # In slots without a query exp(S - lse) must vanish whatever stands there.
             lse=band.to_slots(lse, fill=math.inf),
             delta=band.to_slots(torch.stack(delta)),
-            # Narrow results are summed in a buffer.
-            query=grad_query if wide else grad_query.new_empty(grad_query.shape, dtype=self.wide),
-            key=torch.zeros_like(self.key),
-            value=torch.zeros_like(self.value),
+            query=sums[0],
+            key=sums[1].zero_(),
+            value=sums[2].zero_(),
         )
         self._local_backward(grads)
         for level in self._levels():
             for turn in self._rounds(level):
                 self._round_backward(turn, grads)
         grads.query.mul_(self.call.scale)
-        if not wide:
-            grad_query.copy_(grads.query)
-        return grads.key, grads.value
+        for result, total in zip(results, sums, strict=True):
+            if result is not total:
+                result.copy_(total)
 
 
 @dataclass(frozen=True)
@@ -506,7 +520,7 @@ class _SliceGradients:
         lse: ``[slots]``.
         delta: ``rowsum(dO * O)``, ``[slots]``.
         query: gradient of the scaled queries, ``[G, M, D]``.
-        key: ``[N, D]``.
+        key: likewise of the keys, ``[N, D]``.
         value: ``[N, Dv]``.
     """
 
@@ -540,8 +554,7 @@ def backward(call: HybridCall, grad_out: Tensor, out: Tensor, lse: Tensor) -> Gr
         query, key, value = (empty_output(x, x) for x in (call.query, call.key, call.value))
         for own in _slices(call, scratch):
             at, held = (own.row, own.heads), (own.row, own.head)
-            # Not under a name, or it would lie beside what the next slice works with.
-            key[held], value[held] = own.backward(grad_out[at], out[at], lse[at], query[at])
+            own.backward(grad_out[at], out[at], lse[at], (query[at], key[held], value[held]))
         return query, key, value
 
     return backward_by_row(call, grad_out, out, lse, run)

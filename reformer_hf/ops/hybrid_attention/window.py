@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from reformer_hf.ops.head_share import HeadShare
 
-# Positions of one level differ by up to this factor, and are hashed into as many buckets.
-_LEVEL_RATIO = 4
+# Positions of one level differ by up to this factor, and are hashed into as many buckets: with two
+# a bucket holds between half a window of keys and a whole one, before any query. With more of them
+# far keys are crowded out, with fewer a query sees less for the same work.
+_LEVEL_RATIO = 2
 # Where the first level ends.
 _FIRST_LEVEL = 1024
 
@@ -33,8 +35,9 @@ class HybridWindow:
         num_hashes: rounds, ``R``; 0: sinks and local window alone.
         bucket_window: keys per round, ``W``.
         num_buckets: of every round, or ``None``: about one for every ``bucket_window`` keys. In a
-            causal model that number follows from the query's own position, so that neither later
-            tokens nor the way in which a prefill is cut change what a token sees.
+            causal model that number follows from the query's own position and doubles with it,
+            at 1,024, 2,048, .. tokens, so that neither later tokens nor the way in which a
+            prefill is cut change what a token sees.
         hash_seed: of the projections.
         causal: a query sees no later key.
         dropout: probability with which an attention weight is dropped.

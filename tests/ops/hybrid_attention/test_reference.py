@@ -114,3 +114,17 @@ def test_bad_shapes_dtypes_and_backends_are_refused() -> None:
     long = torch.zeros(1, 1, 4097, 2)
     with pytest.raises(ValueError, match="at most 4096 tokens, got 4097"):
         hybrid_attention(long, long, long, window, backend="reference")
+
+
+@pytest.mark.parametrize("bucket_window", [16, 64, 100])
+@pytest.mark.parametrize("length", [1100, 4096, 70_000])
+def test_buckets_hold_half_a_window_of_keys_to_a_whole_one(length: int, bucket_window: int) -> None:
+    window = HybridWindow(num_hashes=1, bucket_window=bucket_window)
+    found = levels(window, 0, length)
+    assert found[0].start == window.local_window + window.sink_tokens
+    assert found[-1].stop == length
+    assert [x.start for x in found[1:]] == [x.stop for x in found[:-1]]
+    power = bucket_window.bit_count() == 1
+    for level in found[1:]:
+        assert level.start / level.num_buckets >= bucket_window / (2 if power else 4)
+        assert level.stop / level.num_buckets <= bucket_window

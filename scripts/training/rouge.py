@@ -160,15 +160,26 @@ class Rouge(evaluate.Metric):
         lang: str | None = None,
         use_stemmer: bool = False,
     ) -> dict[str, float]:
-        tokenizer: Tokenizer = DefaultTokenizer(True) if use_stemmer else tokenizer_for(lang)
-        scorer = rouge_scorer.RougeScorer(list(ROUGE_NAMES), tokenizer=tokenizer)
-        totals = dict.fromkeys(ROUGE_NAMES, 0.0)
-        for prediction, reference in zip(predictions, references, strict=True):
-            for name, score in scorer.score(
-                target=_composed(reference), prediction=_composed(prediction)
-            ).items():
-                totals[name] += score.fmeasure
-        return {name: 100 * total / max(len(predictions), 1) for name, total in totals.items()}
+        each = rouge_of_each(predictions, references, lang=lang, use_stemmer=use_stemmer)
+        return {name: sum(scores) / max(len(scores), 1) for name, scores in each.items()}
+
+
+def rouge_of_each(
+    predictions: Sequence[str],
+    references: Sequence[str],
+    *,
+    lang: str | None = None,
+    use_stemmer: bool = False,
+) -> dict[str, list[float]]:
+    """ROUGE F1 in percent of each of `predictions`, keyed by `ROUGE_NAMES`."""
+    tokenizer: Tokenizer = DefaultTokenizer(True) if use_stemmer else tokenizer_for(lang)
+    scorer = rouge_scorer.RougeScorer(list(ROUGE_NAMES), tokenizer=tokenizer)
+    found: dict[str, list[float]] = {name: [] for name in ROUGE_NAMES}
+    for prediction, reference in zip(predictions, references, strict=True):
+        scores = scorer.score(target=_composed(reference), prediction=_composed(prediction))
+        for name, score in scores.items():
+            found[name].append(100 * score.fmeasure)
+    return found
 
 
 def compute_rouge(

@@ -22,20 +22,26 @@ from reformer_hf.ops.hashing import (
 )
 from reformer_hf.ops.hybrid_attention.window import HybridWindow, Level
 
+# Keys that are summed at a time.
+_PART = 4096
+
 
 @torch.no_grad()
-def key_centre(key: Tensor, window: HybridWindow) -> Tensor:
-    """The mean ``[B, Hkv, 1, D]`` (fp32) of those keys that every hashed query may know of.
+def key_centre(key: Tensor, level: Level) -> Tensor:
+    """The mean ``[B, Hkv, 1, D]`` (fp32) of those keys that every query of a level may know of.
 
-    In a causal model these are the first ``local_window`` keys: what a query there sees is decided
-    without hashing. Otherwise all keys.
+    In a causal model these are the keys before the level (or the local window, if that is longer:
+    what a query there sees is decided without hashing). Otherwise all keys. The more of a text they
+    are, the better they stand for its keys.
 
     Args:
         key: ``[B, Hkv, N, D]``, real tokens only.
-        window: who sees whom.
+        level: whose queries are hashed.
     """
-    known = key[:, :, : window.local_window] if window.causal else key
-    return known.float().mean(dim=2, keepdim=True)
+    # The same to the last bit however the keys lie in memory: a hash may hang on it.
+    wide = torch.float32 if key.device.type == "mps" else torch.float64
+    total = sum(part.to(wide).sum(dim=2) for part in key[:, :, : level.known].split(_PART, dim=2))
+    return (total / min(level.known, key.shape[2])).float().unsqueeze(2)
 
 
 def _projections(

@@ -41,9 +41,9 @@ def visible_keys(call: HybridCall) -> Tensor:
     seen = seen.expand(batch, groups, heads // groups, -1, -1).clone()
 
     # 2. Per round, of the keys in the query's bucket those nearest to the local window.
-    centre = key_centre(call.key, window)
     for level in levels(window, call.first_query, length):
         own = slice(level.start - call.first_query, level.stop - call.first_query)
+        centre = key_centre(call.key, level)
         query_buckets, key_buckets = hash_queries_and_keys(
             call.query[:, :, own], call.key[:, :, : level.stop], centre, window, level
         )

@@ -295,7 +295,7 @@ class _Slice:
         query_buckets, key_buckets = hash_queries_and_keys(
             self.own_query[None, :, own],
             key[:, :, : level.stop],
-            key_centre(key, window),
+            key_centre(key, level),
             window,
             level,
             head=self.head,

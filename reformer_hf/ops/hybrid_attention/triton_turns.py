@@ -152,15 +152,15 @@ def turns(call: HybridCall) -> Iterator[Turn]:
     yield Turn(0, queries, length, reach + after, after)
     if window.num_hashes == 0:
         return
-    centre = key_centre(call.key, window)
     for level in levels(window, call.first_query, length):
-        yield from _rounds(call, level, centre)
+        yield from _rounds(call, level)
 
 
-def _rounds(call: HybridCall, level: Level, centre: Tensor) -> Iterator[Turn]:
+def _rounds(call: HybridCall, level: Level) -> Iterator[Turn]:
     """The rounds of a level, in both directions where the model looks ahead."""
     window = call.window
     own = slice(level.start - call.first_query, level.stop - call.first_query)
+    centre = key_centre(call.key, level)
     query_buckets, key_buckets = (
         x.flatten(0, 1)
         for x in hash_queries_and_keys(

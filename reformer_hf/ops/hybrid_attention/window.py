@@ -37,7 +37,8 @@ class HybridWindow:
         num_buckets: of every round, or ``None``: about one for every ``bucket_window`` keys. In a
             causal model that number follows from the query's own position and doubles with it,
             at 1,024, 2,048, .. tokens, so that neither later tokens nor the way in which a
-            prefill is cut change what a token sees.
+            prefill is cut change what a token sees. A number of one's own has all keys centred
+            from the first ``local_window`` alone.
         hash_seed: of the projections.
         causal: a query sees no later key.
         dropout: probability with which an attention weight is dropped.
@@ -86,11 +87,13 @@ class Level:
         start: position of the first query.
         stop: position behind the last query; keys up to here take part.
         num_buckets: of a round.
+        known: keys from which those of the level are centred: they stand before all its queries.
     """
 
     start: int
     stop: int
     num_buckets: int
+    known: int
 
 
 def levels(window: HybridWindow, first_query: int, length: int) -> tuple[Level, ...]:
@@ -104,16 +107,20 @@ def levels(window: HybridWindow, first_query: int, length: int) -> tuple[Level, 
     if window.num_hashes == 0 or length <= window.local_window + window.sink_tokens:
         return ()
     if not window.causal:
-        return (Level(first_query, length, window.num_buckets or _buckets(window, length)),)
+        buckets = window.num_buckets or _buckets(window, length)
+        return (Level(first_query, length, buckets, length),)
     first_query = max(first_query, window.local_window + window.sink_tokens)
     if first_query >= length:
         return ()
     if window.num_buckets is not None:
-        return (Level(first_query, length, window.num_buckets),)
+        return (Level(first_query, length, window.num_buckets, window.local_window),)
     found, start, stop = [], 0, _FIRST_LEVEL
     while start < length:
         if first_query < stop:
-            found.append(Level(max(start, first_query), min(stop, length), _buckets(window, stop)))
+            # Where the level begins, wherever the queries of this call do.
+            known = max(start, window.local_window)
+            own = max(start, first_query), min(stop, length)
+            found.append(Level(*own, _buckets(window, stop), known))
         start, stop = stop, stop * _LEVEL_RATIO
     return tuple(found)
 

@@ -20,8 +20,11 @@ def attend(problem: Problem, **changes) -> torch.Tensor:
     return hybrid_attention(*parts, problem.window, real=problem.real)[0]
 
 
-def test_later_tokens_change_nothing_not_even_by_their_number() -> None:
-    problem = make_problem(_WINDOW, queries=_LENGTH, keys=_LENGTH)
+# The second level begins within the local window, or behind it.
+@pytest.mark.parametrize("local_window", [48, 1100])
+def test_later_tokens_change_nothing_not_even_by_their_number(local_window: int) -> None:
+    window = replace(_WINDOW, local_window=local_window)
+    problem = make_problem(window, queries=_LENGTH, keys=_LENGTH)
     whole = attend(problem)
     for length in (1, 40, 49, 53, 900, 1024, 1025, 1499):
         parts = {n: getattr(problem, n)[:, :, :length] for n in ("query", "key", "value")}
@@ -31,9 +34,13 @@ def test_later_tokens_change_nothing_not_even_by_their_number() -> None:
     torch.testing.assert_close(attend(problem, key=edited)[:, :, :1200], whole[:, :, :1200])
 
 
+@pytest.mark.parametrize("local_window", [48, 1100])
 @pytest.mark.parametrize("cuts", [(700,), (1, 2, 1024, 1030), (1490,)], ids=str)
-def test_a_prefill_in_pieces_is_the_prefill_in_one(cuts: tuple[int, ...]) -> None:
-    problem = make_problem(_WINDOW, queries=_LENGTH, keys=_LENGTH)
+def test_a_prefill_in_pieces_is_the_prefill_in_one(
+    cuts: tuple[int, ...], local_window: int
+) -> None:
+    window = replace(_WINDOW, local_window=local_window)
+    problem = make_problem(window, queries=_LENGTH, keys=_LENGTH)
     whole, start = attend(problem), 0
     for stop in (*cuts, _LENGTH):
         piece = attend(

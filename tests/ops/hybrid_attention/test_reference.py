@@ -26,7 +26,7 @@ def test_visible_keys_are_sinks_local_window_and_bucket_mates_counted_by_hand(ca
     query_buckets, key_buckets = hash_queries_and_keys(
         problem.query[:, :, level.start :],
         problem.key,
-        key_centre(problem.key, window),
+        key_centre(problem.key, level),
         window,
         level,
     )
@@ -77,7 +77,7 @@ def test_the_centre_makes_keys_with_a_common_mean_spread_over_the_buckets() -> N
     key, query = problem.key + 20.0, problem.query[:, :, level.start :]
     plain, centred = (
         hash_queries_and_keys(query, key, centre, window, level)[1].unique().numel()
-        for centre in (torch.zeros(1, 1, 1, 16), key_centre(key, window))
+        for centre in (torch.zeros(1, 1, 1, 16), key_centre(key, level))
     )
     assert plain < 6
     assert centred > 12
@@ -128,3 +128,14 @@ def test_buckets_hold_half_a_window_of_keys_to_a_whole_one(length: int, bucket_w
     for level in found[1:]:
         assert level.start / level.num_buckets >= bucket_window / (2 if power else 4)
         assert level.stop / level.num_buckets <= bucket_window
+
+
+@pytest.mark.parametrize("local_window", [20, 256, 1500])
+def test_keys_are_centred_by_keys_before_all_queries_of_a_level(local_window: int) -> None:
+    window = HybridWindow(local_window, num_hashes=1)
+    whole = levels(window, 0, 9000)
+    assert all(x.known <= x.start for x in whole)
+    assert all(x.known * 2 >= x.stop for x in whole[1:])
+    for first_query in (1024, 1700, 5000):  # the same in every cut of a prefill
+        rest = levels(window, first_query, 9000)
+        assert [x.known for x in rest] == [x.known for x in whole][-len(rest) :]

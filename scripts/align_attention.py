@@ -1,8 +1,8 @@
 """Get a pretrained language model used to sparse attention before it is fine-tuned.
 
     python scripts/align_attention.py --model test_models/smollm2 --train_file novels.txt.gz \\
-        --validation_file more.txt.gz --length 4096 --num_hashes 8 --match_steps 10 \\
-        --max_steps 60 --bf16 --output_dir aligned
+        --validation_file more.txt.gz --length 4096 --attention_settings num_hashes=8 \\
+        --match_steps 10 --max_steps 60 --bf16 --output_dir aligned
 
 First the output of every attention layer is drawn to that of the original in full attention, then
 the model is trained on as a language model, all weights, at a low rate. Printed is the loss of held

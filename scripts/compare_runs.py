@@ -72,8 +72,10 @@ def read_run(description: str) -> dict[str, Any]:
     return {"name": name, "metrics": metrics, "losses": losses, "generated": generated}
 
 
-def _rouge_of_each(run: Mapping[str, Any], split: str, metrics: Sequence[str]) -> Any:
-    """ROUGE of every text that a run generated, ``[texts, metrics]``.
+def _rouge_of_each(
+    run: Mapping[str, Any], split: str, metrics: Sequence[str]
+) -> tuple[list[str], Any]:
+    """The references of a run, and ROUGE of every text that it generated, ``[texts, metrics]``.
 
     Raises:
         ValueError: a run without generated texts, or whose ROUGE was counted in another way.
@@ -95,7 +97,7 @@ def _rouge_of_each(run: Mapping[str, Any], split: str, metrics: Sequence[str]) -
                 f"against: expected the {metric} of {run['name']!r}, {score}, from its generated"
                 f" texts, got {np.mean(each[metric]):.4f} (in words or characters, unstemmed)"
             )
-    return np.array([each[metric] for metric in metrics]).T
+    return references, np.array([each[metric] for metric in metrics]).T
 
 
 def _differences(
@@ -109,12 +111,13 @@ def _differences(
     named = {run["name"]: _rouge_of_each(run, split, metrics) for run in runs}
     if against not in named:
         raise ValueError(f"against: expected one of {list(named)}, got {against!r}")
-    base = named.pop(against)
+    examples, base = named.pop(against)
     found = {}
-    for name, scores in named.items():
-        if scores.shape != base.shape:
+    for name, (references, scores) in named.items():
+        if references != examples:
             raise ValueError(
-                f"against: expected {len(base)} texts in {name!r} as well, got {len(scores)}"
+                f"against: expected the {len(base)} references of {against!r} in {name!r} too, in"
+                f" the same order, got {len(scores)} that differ from them"
             )
         difference = scores - base
         drawn = np.random.default_rng(0).integers(len(base), size=(_DRAWS, len(base)))

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from reformer_hf.ops.head_share import HeadShare
 
-# Positions of one level differ by up to this factor, and are hashed into as many buckets: with two
-# a bucket holds between half a window of keys and a whole one, before any query. With more of them
-# far keys are crowded out, with fewer a query sees less for the same work.
+# Positions of one level differ by up to this factor, and are hashed into as many buckets. With two,
+# buckets hold between half of `bucket_window` keys and as many as that: of fuller ones a query sees
+# the last keys only, in emptier ones it sees less for the same work.
 _LEVEL_RATIO = 2
 # Where the first level ends.
 _FIRST_LEVEL = 1024

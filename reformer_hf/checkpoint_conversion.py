@@ -62,6 +62,7 @@ _FIXED: dict[str, Any] = {
     "exact_reversible": False,
     "hash_family": "angular",
     "head_merge": "concat",
+    "rope_theta": None,
     "stream_merge": "concat",
     "tie_word_embeddings": False,
 }

@@ -213,7 +213,15 @@ def _check_hybrid(config: Any) -> None:
 
 
 def check_positions(config: Any) -> None:
-    """The position table."""
+    """Rotary positions and the position table."""
+    if config.rope_theta is not None:
+        if number(config, "rope_theta") < 1.0:
+            raise ValueError(f"`rope_theta` must be None or at least 1, got {config.rope_theta!r}")
+        if config.attention_head_size % 2:
+            raise ValueError(
+                "`attention_head_size` must be even with rotary positions (`rope_theta=None`: "
+                f"without), got {config.attention_head_size}"
+            )
     if not config.axial_pos_embds:
         return
     shape(config, "axial_pos_shape", "max_position_embeddings")

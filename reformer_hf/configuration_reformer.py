@@ -75,6 +75,10 @@ class ReformerConfig(PreTrainedConfig):
         axial_pos_embds_dim (`list[int]`, *optional*): features of each axis, with sum
             `hidden_size`. Unset: a quarter for the first axis, the rest shared by the others.
         axial_norm_std (`float`, defaults to 0.02): standard deviation of the initial positions.
+        rope_theta (`float`, *optional*, defaults to 10000.0): base of the rotary positions by which
+            local and full layers turn their queries and keys, so that they tell distances from
+            the first step (LSH layers, which must find a token wherever it stands, do not); `None`:
+            no layer does. Checkpoints whose `config.json` does not say were made without.
         num_hashes (`int`, defaults to 2): hash rounds of LSH attention.
         num_buckets (`int` or `list[int]`, *optional*): buckets of a round, or their factors. Unset:
             chosen from the number of real tokens of each sequence.
@@ -151,6 +155,7 @@ class ReformerConfig(PreTrainedConfig):
     axial_pos_shape: list[int] | tuple[int, ...] | None = None
     axial_pos_embds_dim: list[int] | tuple[int, ...] | None = None
     axial_norm_std: float = 0.02
+    rope_theta: float | None = 10000.0
     num_hashes: int = 2
     num_buckets: int | list[int] | None = None
     hash_family: str = "angular"
@@ -257,7 +262,8 @@ class ReformerConfig(PreTrainedConfig):
     def _read(cls, fields: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
         actual = fields.get("model_type", cls.model_type)
         if actual == cls.model_type:
-            return fields
+            # A checkpoint made before there were rotary positions has none.
+            return {"rope_theta": None, **fields} if "model_type" in fields else fields
         readers = CONFIG_READERS if cls.model_type == ReformerConfig.model_type else {}
         if actual not in readers:
             raise ValueError(
@@ -265,6 +271,11 @@ class ReformerConfig(PreTrainedConfig):
                 f"opened as a {cls.__name__}, got {actual!r}"
             )
         return readers[actual](fields, settings)
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """The fields that a `config.json` holds: those that differ from their defaults, and
+        `rope_theta`, without which a checkpoint has no rotary positions."""
+        return super().to_diff_dict() | {"rope_theta": self.rope_theta}
 
     @classmethod
     def _sequence_fields(cls) -> tuple[str, ...]:

@@ -52,8 +52,9 @@ class MemoryEstimate:
         parameters: the weights.
         gradients: one number per weight.
         optimizer: what the optimizer keeps between steps.
-        streams: the two residual streams that the reversible stack keeps; with
-            ``reversible=False`` everything that autograd keeps, which grows with the depth.
+        streams: the two residual streams that the reversible stack keeps, and cosines and sines of
+            rotary positions; with ``reversible=False`` everything that autograd keeps, which grows
+            with the depth.
         sublayer: working set of the costliest sub-layer in the backward pass.
         logits: working set of the head and the loss. It is gone before the sub-layers need theirs
             and before there are gradients, so that only the larger of the two counts.
@@ -99,7 +100,8 @@ def estimate_memory(
     With ``n = B N`` tokens, ``d`` features and ``w`` bytes of the arithmetic's dtype:
 
     * parameters, gradients, optimizer: 4 bytes per weight for each number;
-    * a stream is ``s = 4 n d``; the stack keeps two, whatever its depth;
+    * a stream is ``s = 4 n d``; the stack keeps two, whatever its depth, and rotary positions
+      ``w N D`` (``D``: size of a head);
     * a sub-layer in the backward pass: gradients of both streams and of the one that is read,
       ``3 s``, and what its own footprint says
       (:class:`~reformer_hf.layers.footprint.Footprint`): what is computed again, and what is formed
@@ -192,15 +194,18 @@ def _of_stack(stack: ReformerStack, shape: PassShape) -> MemoryEstimate:
     config, depth = stack.config, len(stack.layers)
     stream = _STREAM * shape.positions * config.hidden_size
     footprints = stack.footprints(shape)
+    tables = 0
+    if stack.rotary and config.rope_theta is not None:
+        tables = shape.length * config.attention_head_size * shape.width
     if not config.reversible:
-        kept = sum(own.saved for own in footprints)
+        kept = tables + sum(own.saved for own in footprints)
         working = 3 * stream + max(own.working for own in footprints)
         return MemoryEstimate(0, 0, 0, streams=kept, sublayer=working)
     room = room_to_keep(stack.parameters(), stream, shape.ranks)
     reserve = size_of_kept(footprints, choose_kept(footprints, room, stream), stream)
     return MemoryEstimate(
         *(0, 0, 0),
-        streams=2 * stream,
+        streams=2 * stream + tables,
         sublayer=3 * stream + max(own.recomputed + own.working for own in footprints),
         reserve=reserve,
         # Without the last layer's part, which its backward pass takes up first.

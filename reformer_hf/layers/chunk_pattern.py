@@ -90,4 +90,5 @@ def arrange_for_chunks(
     if padding is not None:
         real, lengths = padding.real, padding.lengths
     padded = Padding(F.pad(real, (0, extra)), lengths)
-    return F.pad(x, (0, 0, 0, extra)), replace(context, padding=padded)
+    rotary = None if context.rotary is None else context.rotary.padded(extra)
+    return F.pad(x, (0, 0, 0, extra)), replace(context, padding=padded, rotary=rotary)

@@ -13,6 +13,7 @@ from reformer_hf.cache import ReformerCache
 from reformer_hf.configuration_reformer import DEFAULT_HASH_SEED, ReformerConfig
 from reformer_hf.ops.head_share import HeadShare
 from reformer_hf.ops.padding import Padding
+from reformer_hf.ops.rotary import RotaryTables
 from reformer_hf.ops.seeds import fold_seed, fresh_seed
 from reformer_hf.ops.sequence_group import SequenceGroup, SequenceShard
 
@@ -38,6 +39,8 @@ class ForwardContext:
         unbroken: where sequences are split, real tokens stand side by side in every row.
         cross_cache: where cross-attention layers keep the keys and values of the encoder's output,
             and find them in the next decoding step.
+        rotary: by what layers with rotary positions turn their queries and keys; ``None``: not at
+            all.
     """
 
     padding: Padding | None
@@ -53,6 +56,7 @@ class ForwardContext:
     source_shard: SequenceShard | None = None
     cache: ReformerCache | None = field(default=None, compare=False)
     cross_cache: EncoderDecoderCache | None = field(default=None, compare=False)
+    rotary: RotaryTables | None = field(default=None, compare=False)
 
     def head_share(self, num_heads: int) -> HeadShare | None:
         """Which of a layer's heads attend here; ``None``: all."""

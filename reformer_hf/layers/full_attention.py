@@ -41,6 +41,8 @@ class FullSelfAttention(QueryKeyValueAttention):
     needed to hide it.
     """
 
+    rotary = True
+
     def draws(self) -> bool:
         dropout = self.config.full_attention_probs_dropout_prob
         return super().draws() or (self.training and dropout > 0.0)

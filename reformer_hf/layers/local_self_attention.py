@@ -18,6 +18,7 @@ class LocalSelfAttention(QueryKeyValueAttention):
     """Local attention; see :func:`~reformer_hf.ops.local_attention.local_attention`."""
 
     kind = "local"
+    rotary = True
 
     def attend(self, context: ForwardContext, *heads: Tensor) -> Tensor:
         """Local attention of ``query``, ``key`` and ``value`` heads."""

@@ -15,6 +15,7 @@ from reformer_hf.layers.heads import HeadMerge, split_heads
 from reformer_hf.layers.norm import StreamLayerNorm
 from reformer_hf.layers.sub_layer import SubLayer, WithWeights
 from reformer_hf.ops.attention_window import AttentionWindow
+from reformer_hf.ops.rotary import RotaryTables, rotate
 from reformer_hf.ops.sequence_group import SequenceShard
 from reformer_hf.ops.windowed_attention.reference import MAX_LENGTH
 from reformer_hf.ops.windowed_attention.torch_backend import bytes_at_work
@@ -35,6 +36,8 @@ class SelfAttention(SubLayer):
     returns_weights = True
     # What the fields of its window begin with: "lsh" or "local"; "": it has none.
     kind: ClassVar[str] = ""
+    # Whether queries and keys are turned by rotary positions, where a model has them.
+    rotary: ClassVar[bool] = False
 
     def __init__(self, config: ReformerConfig, layer_index: int, causal: bool) -> None:
         super().__init__()
@@ -103,6 +106,8 @@ class SelfAttention(SubLayer):
             raise ValueError("`context` must be a ForwardContext, got None")
         cache = context.cache
         projections, shard = self.project(self.norm(x)), context.shard
+        if self.rotary and context.rotary is not None:
+            projections = self._rotated(projections, context.rotary)
         if shard is not None:
             return self._attend_over_ranks(context, shard, projections), None
         heads = tuple(split_heads(p, self.num_heads) for p in projections)
@@ -114,6 +119,12 @@ class SelfAttention(SubLayer):
         if cache is not None:
             return self.attend_with_cache(cache, context, *heads), None
         return self.attend(context, *heads), None
+
+    def _rotated(self, projections: tuple[Tensor, ...], tables: RotaryTables) -> tuple[Tensor, ...]:
+        """The projections ``[B, N, H * D]`` with all but the values turned."""
+        *turned, value = projections
+        heads = (p.unflatten(-1, (self.num_heads, -1)) for p in turned)
+        return (*(rotate(h, tables).flatten(2) for h in heads), value)
 
     def _attend_over_ranks(
         self, context: ForwardContext, shard: SequenceShard, projections: tuple[Tensor, ...]

@@ -158,6 +158,11 @@ class ReformerStack(nn.Module):
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Callable[..., Tensor] | None = None
 
+    @property
+    def rotary(self) -> bool:
+        """Whether a layer turns queries and keys by rotary positions, where a model has them."""
+        return any(_SELF_ATTENTION[kind].rotary for kind in self.kinds)
+
     def footprints(self, shape: PassShape) -> list[Footprint]:
         """Bytes of a pass, for every sub-layer in order."""
         layers = cast("list[ReformerLayer]", self.layers)

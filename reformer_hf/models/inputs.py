@@ -29,6 +29,7 @@ from reformer_hf.models.checks import (
 )
 from reformer_hf.models.sequence_parts import OwnPart, agree
 from reformer_hf.ops.padding import Padding
+from reformer_hf.ops.rotary import RotaryTables, rotary_tables
 from reformer_hf.ops.sequence_group import SequenceGroup, SequenceShard, together
 
 # Fields that limit the positions -> the method that changes them.
@@ -52,6 +53,7 @@ class InputSide:
         limit_name: the field of the configuration that limits the positions.
         group: who shares the sequences; ``None``: nobody.
         split: the tokens are split among the ranks; else the source alone is.
+        rotary: layers turn queries and keys by their positions, if the configuration says so.
     """
 
     config: ReformerConfig
@@ -62,6 +64,7 @@ class InputSide:
     limit_name: str = "max_position_embeddings"
     group: SequenceGroup | None = None
     split: bool = True
+    rotary: bool = False
 
     @property
     def num_positions(self) -> int:
@@ -197,6 +200,7 @@ def prepare_inputs(
         shard=shard,
         source_shard=source_shard,
         unbroken=shard is not None and (padding is None or padding.unbroken()),
+        rotary=_rotary_tables(side, positions, vectors),
     )
     return PreparedInputs(vectors, positions, context)
 
@@ -317,6 +321,16 @@ def _read_positions(
     if padding is not None:
         return padding.positions()
     return torch.arange(length, device=device).unsqueeze(0)
+
+
+def _rotary_tables(side: InputSide, positions: Tensor, vectors: Tensor) -> RotaryTables | None:
+    """By what layers turn queries and keys, in the dtype in which these will be."""
+    config, kind = side.config, vectors.device.type
+    if config.rope_theta is None or not side.rotary:
+        return None
+    narrow = torch.is_autocast_enabled(kind)
+    dtype = torch.get_autocast_dtype(kind) if narrow else vectors.dtype
+    return rotary_tables(positions, config.attention_head_size, config.rope_theta, dtype)
 
 
 def _check_position_shape(side: InputSide, position_ids: Tensor, vectors: Tensor) -> None:

@@ -76,9 +76,9 @@ class ReformerConfig(PreTrainedConfig):
             `hidden_size`. Unset: a quarter for the first axis, the rest shared by the others.
         axial_norm_std (`float`, defaults to 0.02): standard deviation of the initial positions.
         rope_theta (`float`, *optional*, defaults to 10000.0): base of the rotary positions by which
-            local and full layers turn their queries and keys, so that they tell distances from
-            the first step (LSH layers, which must find a token wherever it stands, do not); `None`:
-            no layer does. Checkpoints whose `config.json` does not say were made without.
+            local, full and hybrid layers turn their queries and keys, so that they tell distances
+            from the first step (LSH layers, which must find a token wherever it stands, do not);
+            `None`: no layer does. Checkpoints whose `config.json` does not say were made without.
         num_hashes (`int`, defaults to 2): hash rounds of LSH attention.
         num_buckets (`int` or `list[int]`, *optional*): buckets of a round, or their factors. Unset:
             chosen from the number of real tokens of each sequence.

@@ -106,6 +106,8 @@ IMPOSSIBLE: list[tuple[str, Any]] = [
     ("axial_pos_embds_dim", [100, 100]),  # sum is not hidden_size
     ("axial_pos_embds_dim", [256]),  # one axis of two
     ("axial_pos_embds_dim", [0, 256]),
+    ("attention_head_size", 63),  # halves of a head are turned together
+    *(("rope_theta", value) for value in (0.0, 0.5, -10_000.0, NAN, INFINITY, "10000", True)),
     ("residual_grid", 0.0),
     ("residual_grid", 0.3),
     ("residual_grid", 4.0),

@@ -33,6 +33,8 @@ class HybridSelfAttention(QueryKeyValueAttention):
     gives what one pass over all tokens gives.
     """
 
+    rotary = True
+
     def draws(self) -> bool:
         dropout = self.config.hybrid_attention_probs_dropout_prob
         return super().draws() or (self.training and dropout > 0.0)

@@ -167,6 +167,11 @@ def _draw(runs: Sequence[Mapping[str, Any]], x: str, path: Path) -> None:
     pyplot.close(figure)
 
 
+def _shown(metric: str, score: float) -> str:
+    """Losses, which differ little, in thousandths; other scores are in percent."""
+    return f"{score:.3f}" if metric.endswith("loss") else f"{score:.1f}"
+
+
 def compare(argv: Sequence[str] | None = None) -> list[list[str]]:
     """Do what the command line asks for; the rows of the table.
 
@@ -206,7 +211,7 @@ def compare(argv: Sequence[str] | None = None) -> list[list[str]]:
             if run["difference"] is not None:
                 mean, low, high = run["difference"][metric]
                 beside = f" ({mean:+.1f}; {low:+.1f} to {high:+.1f})"
-            cells.append(f"{score:.1f}{beside}")
+            cells.append(_shown(metric, score) + beside)
         rows.append([run["name"], *cells, *_training(run)])
     for baseline in arguments.baselines:
         found = {
@@ -219,7 +224,7 @@ def compare(argv: Sequence[str] | None = None) -> list[list[str]]:
                 f" baseline: {found}"
             )
         (same,) = found
-        rows.append([baseline, *(f"{score:.1f}" for score in same), "", ""])
+        rows.append([baseline, *map(_shown, arguments.metrics, same), "", ""])
     head = [
         "",
         *(metric.replace("rouge", "ROUGE-") for metric in arguments.metrics),

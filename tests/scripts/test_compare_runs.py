@@ -42,6 +42,19 @@ def test_runs_stand_above_what_costs_nothing(runs, tmp_path, capsys):
     assert (tmp_path / "t.png").stat().st_size > 1000
 
 
+def test_losses_are_told_apart(tmp_path):
+    for name, loss in (("a", 1.8454), ("b", 1.8441)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "all_results.json").write_text(json.dumps({"eval_loss": loss}))
+    rows = compare_runs.compare(
+        [
+            *(f"{name}={tmp_path}/{name}" for name in "ab"),
+            *("--split", "eval", "--metrics", "loss", "--baselines", "--output", f"{tmp_path}/t"),
+        ]
+    )
+    assert [row[1] for row in rows] == ["1.845", "1.844"]
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

@@ -217,7 +217,8 @@ def check_positions(config: Any) -> None:
     if config.rope_theta is not None:
         if number(config, "rope_theta") < 1.0:
             raise ValueError(f"`rope_theta` must be None or at least 1, got {config.rope_theta!r}")
-        if config.attention_head_size % 2:
+        kinds = {*config.attn_layers, *getattr(config, "decoder_attn_layers", ())}
+        if config.attention_head_size % 2 and kinds != {"lsh"}:
             raise ValueError(
                 "`attention_head_size` must be even with rotary positions (`rope_theta=None`: "
                 f"without), got {config.attention_head_size}"

@@ -44,6 +44,13 @@ def derive_axial_shape(max_positions: int) -> tuple[int, int]:
     return -(-max_positions // last), last
 
 
+class _NotGiven(float):
+    """The default of a field, which can be told from the same value if somebody gives it."""
+
+
+_NOT_GIVEN = _NotGiven(10000.0)
+
+
 class ReformerConfig(PreTrainedConfig):
     r"""
     Configuration of the Reformer models with one stack (everything but sequence-to-sequence).
@@ -155,7 +162,7 @@ class ReformerConfig(PreTrainedConfig):
     axial_pos_shape: list[int] | tuple[int, ...] | None = None
     axial_pos_embds_dim: list[int] | tuple[int, ...] | None = None
     axial_norm_std: float = 0.02
-    rope_theta: float | None = 10000.0
+    rope_theta: float | None = _NOT_GIVEN
     num_hashes: int = 2
     num_buckets: int | list[int] | None = None
     hash_family: str = "angular"
@@ -202,6 +209,10 @@ class ReformerConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         layers = kwargs.pop("num_hidden_layers", None)
+        if isinstance(self.rope_theta, _NotGiven):
+            # What a `config.json` holds, and does not say it: older than rotary positions.
+            stored = "model_type" in kwargs or "transformers_version" in kwargs
+            self.rope_theta = None if stored else float(self.rope_theta)
         for name in self._sequence_fields():
             value = getattr(self, name)
             if isinstance(value, tuple):
@@ -223,6 +234,10 @@ class ReformerConfig(PreTrainedConfig):
                 f"`num_hidden_layers` is the length of `attn_layers`, {self.num_hidden_layers}, "
                 f"got {layers}"
             )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Pickled before there were rotary positions: without.
+        self.__dict__.update({"rope_theta": None, **state})
 
     @classmethod
     def get_config_dict(
@@ -262,8 +277,7 @@ class ReformerConfig(PreTrainedConfig):
     def _read(cls, fields: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
         actual = fields.get("model_type", cls.model_type)
         if actual == cls.model_type:
-            # A checkpoint made before there were rotary positions has none.
-            return {"rope_theta": None, **fields} if "model_type" in fields else fields
+            return fields
         readers = CONFIG_READERS if cls.model_type == ReformerConfig.model_type else {}
         if actual not in readers:
             raise ValueError(

@@ -195,7 +195,7 @@ def _of_stack(stack: ReformerStack, shape: PassShape) -> MemoryEstimate:
     stream = _STREAM * shape.positions * config.hidden_size
     footprints = stack.footprints(shape)
     tables = 0
-    if stack.rotary and config.rope_theta is not None:
+    if stack.rotary_dtype is not None:
         tables = shape.length * config.attention_head_size * shape.width
     if not config.reversible:
         kept = tables + sum(own.saved for own in footprints)

@@ -33,6 +33,7 @@ _FIELDS = (
     "local_attn_chunk_length",
     "local_num_chunks_before",
     "sink_tokens",
+    "rope_theta",
 )
 
 Layer = TypeVar("Layer", bound=TokenCacheLayer)

@@ -159,9 +159,11 @@ class ReformerStack(nn.Module):
         self._gradient_checkpointing_func: Callable[..., Tensor] | None = None
 
     @property
-    def rotary(self) -> bool:
-        """Whether a layer turns queries and keys by rotary positions, where a model has them."""
-        return any(_SELF_ATTENTION[kind].rotary for kind in self.kinds)
+    def rotary_dtype(self) -> torch.dtype | None:
+        """Dtype of what layers turn by rotary positions, without autocast; ``None``: nothing."""
+        turned = self.config.rope_theta is not None
+        turned = turned and any(_SELF_ATTENTION[kind].rotary for kind in self.kinds)
+        return self.norm.weight.dtype if turned else None
 
     def footprints(self, shape: PassShape) -> list[Footprint]:
         """Bytes of a pass, for every sub-layer in order."""

@@ -53,7 +53,8 @@ class InputSide:
         limit_name: the field of the configuration that limits the positions.
         group: who shares the sequences; ``None``: nobody.
         split: the tokens are split among the ranks; else the source alone is.
-        rotary: layers turn queries and keys by their positions, if the configuration says so.
+        rotary: in which dtype layers turn queries and keys by their positions, without autocast;
+            ``None``: they do not.
     """
 
     config: ReformerConfig
@@ -64,7 +65,7 @@ class InputSide:
     limit_name: str = "max_position_embeddings"
     group: SequenceGroup | None = None
     split: bool = True
-    rotary: bool = False
+    rotary: torch.dtype | None = None
 
     @property
     def num_positions(self) -> int:
@@ -325,12 +326,12 @@ def _read_positions(
 
 def _rotary_tables(side: InputSide, positions: Tensor, vectors: Tensor) -> RotaryTables | None:
     """By what layers turn queries and keys, in the dtype in which these will be."""
-    config, kind = side.config, vectors.device.type
-    if config.rope_theta is None or not side.rotary:
+    theta, dtype, kind = side.config.rope_theta, side.rotary, vectors.device.type
+    if theta is None or dtype is None:
         return None
-    narrow = torch.is_autocast_enabled(kind)
-    dtype = torch.get_autocast_dtype(kind) if narrow else vectors.dtype
-    return rotary_tables(positions, config.attention_head_size, config.rope_theta, dtype)
+    if torch.is_autocast_enabled(kind) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(kind)
+    return rotary_tables(positions, side.config.attention_head_size, theta, dtype)
 
 
 def _check_position_shape(side: InputSide, position_ids: Tensor, vectors: Tensor) -> None:

@@ -103,7 +103,7 @@ class ReformerModel(ReformerPreTrainedModel):
         side = InputSide(
             *(config, self.training, self.word_embeddings, self.embeddings),
             group=self.sequence_group,
-            rotary=self.stack.rotary,
+            rotary=self.stack.rotary_dtype,
         )
         outputs = wanted_outputs(kwargs, config)
         cache = find_cache(past_key_values, use_cache, config, planned_lengths)

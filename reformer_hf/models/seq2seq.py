@@ -196,7 +196,7 @@ class ReformerSeq2SeqModel(ReformerSeq2SeqPreTrainedModel):
             limit_name="max_target_positions",
             group=self.sequence_group,
             split=self.target_is_split,
-            rotary=self.decoder.stack.rotary,
+            rotary=self.decoder.stack.rotary_dtype,
         )
 
     @can_return_tuple

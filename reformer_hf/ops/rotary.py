@@ -44,7 +44,8 @@ def rotary_tables(
     """
     frequencies = [theta ** (-2.0 * i / head_size) for i in range(head_size // 2)]
     blocks = [math.remainder(_BLOCK * f, math.tau) for f in frequencies]
-    of_rest, of_block = torch.tensor([frequencies, blocks], device=positions.device)
+    both = torch.tensor([frequencies, blocks], dtype=torch.float32, device=positions.device)
+    of_rest, of_block = both
     block = positions.div(_BLOCK, rounding_mode="floor")
     rest = positions - block * _BLOCK
     angles = block[..., None, None] * of_block + rest[..., None, None] * of_rest

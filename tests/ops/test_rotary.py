@@ -33,6 +33,19 @@ def test_heads_are_turned_by_their_positions_exactly_even_at_a_million(start: in
     assert error < 1e-3 * x.abs().max()
 
 
+def test_angles_do_not_follow_the_default_dtype() -> None:
+    positions = torch.arange(2000, 2008).unsqueeze(0)
+    expected = rotary_tables(positions, SIZE, THETA, torch.float32)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = rotary_tables(positions, SIZE, THETA, torch.float32)
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(found.cos, expected.cos)
+    assert torch.equal(found.sin, expected.sin)
+
+
 def test_products_depend_on_distances_alone() -> None:
     query, key = torch.randn(2, 1, 40, 1, SIZE, dtype=torch.float64)
     positions = torch.arange(40).unsqueeze(0)

@@ -16,6 +16,7 @@ from reformer_hf.layers.norm import StreamLayerNorm
 from reformer_hf.layers.self_attention import QueryKeyValueAttention
 from reformer_hf.layers.sub_layer import SubLayer, WithWeights
 from reformer_hf.ops.padding import Padding
+from reformer_hf.ops.precision import widen
 from reformer_hf.ops.sorting import padding_order
 
 
@@ -28,7 +29,7 @@ def _key_mask(real: Tensor | None) -> Tensor | None:
 
 def _dense_weights(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
     """``softmax(q k^T / sqrt(D))`` with ``-inf`` where the mask is false."""
-    scores = torch.matmul(query, key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5
+    scores = widen(torch.matmul(query, key.transpose(-1, -2))) * query.shape[-1] ** -0.5
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
     return scores.softmax(dim=-1)

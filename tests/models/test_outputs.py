@@ -125,6 +125,9 @@ def test_asking_for_attention_weights_changes_no_scores(
     model = head.build(
         attn_layers=list(mix), num_hashes=3, count_duplicates=count_duplicates
     ).eval()
+    # In fp64: weights are formed by other operations, and in fp32 their rounding may decide into
+    # which bucket a later layer hashes a token.
+    model = model.double()
     batch = head.inputs(2, 100)
     batch["attention_mask"] = torch.ones(2, 100)
     batch["attention_mask"][1, :37] = 0
@@ -134,7 +137,7 @@ def test_asking_for_attention_weights_changes_no_scores(
     if not head.seq2seq:
         real = batch["attention_mask"] == 1
         expected, actual = expected[real], actual[real]
-    assert (actual - expected).abs().max() <= 1e-5
+    assert (actual - expected).abs().max() <= 1e-9
 
 
 def test_asking_for_attention_weights_changes_no_gradients() -> None:

@@ -121,8 +121,8 @@ def build(task: RecallTask, contender: str, length: int, longest: int, seed: int
         max_position_embeddings=2 * longest,
         hidden_dropout_prob=0.0,
         initializer_range=_INITIAL,
-        # One local token before each suffices to see a value's key, and far layers are compared
-        # by their content alone.
+        # Kinds of attention are compared by what they find by content: a far layer that also
+        # knew distances would have another task at 65,536 tokens than at 512.
         rope_theta=None,
         local_attn_chunk_length=1,
         lsh_attn_chunk_length=length if contender == "full" else _WINDOW,

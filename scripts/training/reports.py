@@ -7,7 +7,7 @@ report holds them only by chance, and every report has others.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from datasets import Dataset
 
@@ -41,11 +41,16 @@ def report(draw: random.Random, words: int) -> tuple[str, str]:
     return " ".join(sentences), " , ".join(found)
 
 
-def report_splits(words: int) -> dict[str, Dataset]:
-    """Splits with columns "document" and "summary", of reports of about so many words."""
-    draw = random.Random(0)
+def report_splits(words: int, limits: Mapping[str, int | None] = _SIZES) -> dict[str, Dataset]:
+    """Splits with columns "document" and "summary", of reports of about so many words.
+
+    Of the splits in `limits` as many reports are made as it says (None: all). A report depends on
+    its split, its place and `words` alone.
+    """
     splits = {}
-    for split, size in _SIZES.items():
-        documents, summaries = zip(*(report(draw, words) for _ in range(size)), strict=True)
+    for split, limit in limits.items():
+        count = _SIZES[split] if limit is None else min(limit, _SIZES[split])
+        pairs = [report(random.Random(f"{split} {place}"), words) for place in range(count)]
+        documents, summaries = zip(*pairs, strict=True)
         splits[split] = Dataset.from_dict({"document": documents, "summary": summaries})
     return splits

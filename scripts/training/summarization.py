@@ -78,7 +78,8 @@ def load_pairs(
     """
     raw = load_splits(data, model)
     if data.report_words is not None:
-        raw = report_splits(data.report_words)
+        needed = {split: limit for split, _, limit in needed_splits(data, training)}
+        raw = report_splits(data.report_words, needed)
     elif raw is None:
         logger.info("No data given: summarizing the Python standard library")
         raw = stdlib_splits()

@@ -37,6 +37,12 @@ def test_splits_are_the_same_every_time_and_share_no_report():
     assert first["test"]["summary"][:] == second["test"]["summary"][:]
 
 
+def test_only_the_reports_that_are_needed_are_made_and_they_are_the_same():
+    few = report_splits(60, {"test": 3, "validation": None})
+    assert {name: len(rows) for name, rows in few.items()} == {"test": 3, "validation": 32}
+    assert few["test"]["document"][:] == report_splits(60)["test"]["document"][:3]
+
+
 def test_reports_are_summarized_where_no_data_are_named(small_run, tmp_path, capsys, data_files):
     options = ["--report_words", "60", "--max_source_length", "200", "--max_target_length", "48"]
     few = ["--max_train_samples", "8", "--max_eval_samples", "4", "--cache_dir", str(tmp_path)]
